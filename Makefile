@@ -1,0 +1,73 @@
+# PruneGPT: `make study` answers the question, `make test` checks the tools. `make help` lists all.
+PYTHON ?= python3
+STUDY ?= pydocs
+JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+RUNS := $(if $(PRUNEGPT_RUNS),$(PRUNEGPT_RUNS),$(CURDIR)/runs)/$(STUDY)
+NOTEBOOKS := 01_baselines 02_pruning 03_distillation 05_results
+SNAKEMAKE = $(BIN)/snakemake --snakefile studies/Snakefile --directory "$(RUNS)" \
+	--config study=$(STUDY) --cores $(JOBS) --quiet all --keep-going --rerun-incomplete
+
+export JUPYTER_PLATFORM_DIRS = 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: help study resume report publish notebooks pretraining lab test lint clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@echo "  Choose a study with STUDY=pydocs (default), pydocs-full or smoke; cores with JOBS=2."
+
+study: $(STAMP)  ## run a study: from the pretrained model to table, figure and report
+	@$(BIN)/python -m prunegpt_utils check $(STUDY)
+	@mkdir -p "$(RUNS)"
+	@$(SNAKEMAKE)
+	@$(BIN)/python -m prunegpt_utils finish $(STUDY)
+
+resume: $(STAMP)  ## go on after a crash or an interrupt
+	@mkdir -p "$(RUNS)"
+	@$(SNAKEMAKE) --unlock
+	@$(MAKE) --no-print-directory study
+
+report: $(STAMP)  ## write the HTML report of a study anew
+	@$(BIN)/python -m prunegpt_utils report $(STUDY)
+	@$(BIN)/python -m prunegpt_utils finish $(STUDY)
+
+publish: $(STAMP)  ## copy a finished study's records and figures into the repository
+	@$(BIN)/python -m prunegpt_utils publish $(STUDY)
+
+notebooks: $(STAMP)  ## execute the notebooks in place, at their default parameters
+	@for name in $(NOTEBOOKS); do echo "  $$name"; \
+	$(BIN)/python -m papermill notebooks/$$name.ipynb $(VENV)/$$name.ipynb --kernel python3 \
+	  --no-progress-bar > $(VENV)/$$name.log 2>&1 || { tail -n 3 $(VENV)/$$name.log; exit 1; }; \
+	$(BIN)/python -m prunegpt_utils tidy $(VENV)/$$name.ipynb && mv $(VENV)/$$name.ipynb notebooks/; done
+
+pretraining: $(STAMP)  ## make the embedded base model again (about an hour of two cores)
+	@$(BIN)/pip install --quiet -c constraints.txt -e '.[pretraining]'
+	@$(MAKE) --no-print-directory notebooks NOTEBOOKS=00_pretraining
+
+lab: $(STAMP)  ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab notebooks/01_baselines.ipynb
+
+test: $(STAMP)  ## run the test suite
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## check the style of code and notebooks
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+clean:  ## remove the environment; runs/ stays, it holds your results
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "error: PYTHON: '$(PYTHON)' must be Python 3.11 or newer; name one with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "error: PYTHON: '$(PYTHON)' must have the venv module (on Debian: the package python3-venv)"; exit 1; }
+	@echo "setting up $(VENV), once: a few minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@

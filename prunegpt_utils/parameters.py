@@ -1,0 +1,105 @@
+"""The parameters of the notebooks: what each may be, and one-line errors for what it may not."""
+
+import ast
+import difflib
+import math
+import re
+
+
+class ParameterError(ValueError):
+    """Wrong input: one line that names the parameter, its value and what is allowed."""
+
+    def __init__(self, name, value=None, allowed=None):
+        super().__init__(f"{name}: {value!r} {allowed}" if allowed else name)
+
+    def _render_traceback_(self):
+        """IPython shows this instead of a traceback: the reader's input is wrong, not the code."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+# name -> (type, test, what is allowed). One table serves every notebook, recipe and study file.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+PARAMETERS = {
+    "study": (str, _NAME.fullmatch, "must be letters, digits, '.', '_' or '-'"),
+    "recipe": (str, _NAME.fullmatch, "must be letters, digits, '.', '_' or '-'"),
+    "model": (str, bool, "must name a model: pydocs-base, a folder or a hub id"),
+    "data": (str, bool, "must name a text: pydocs, or a file or folder of .txt, .jsonl, .parquet"),
+    "start": (str, lambda v: True, "must name a recipe, or be empty for the pretrained model"),
+    "teacher": (str, lambda v: True, "must name a recipe or a model, or be empty"),
+    "seed": (int, lambda v: v >= 0, "must be a whole number, 0 or more"),
+    "steps": (int, lambda v: v >= 0, "must be a whole number, 0 or more"),
+    "batch": (int, lambda v: v >= 1, "must be a whole number, 1 or more (windows a step)"),
+    "accumulate": (int, lambda v: v >= 1, "must be a whole number, 1 or more (micro-batches)"),
+    "block": (int, lambda v: v >= 2, "must be a whole number, 2 or more (tokens a window)"),
+    "stride": (int, lambda v: v >= 1, "must be a whole number from 1 to the block length"),
+    "lr": (float, lambda v: 0 < v < 1, "must lie between 0 and 1 (peak learning rate)"),
+    "warmup": (float, lambda v: 0 <= v < 1, "must lie in [0, 1) (fraction of the steps)"),
+    "decay": (str, lambda v: v in ("cosine", "linear"), "must be cosine or linear"),
+    "weight_decay": (float, lambda v: 0 <= v < 1, "must lie in [0, 1)"),
+    "sparsity": (float, lambda v: 0 <= v < 1, "must lie in [0, 1), such as 0.9 for 90 %"),
+    "sparsity_start": (float, lambda v: 0 <= v < 1, "must lie in [0, 1)"),
+    "prune_from": (float, lambda v: 0 <= v <= 1, "must lie in [0, 1] (fraction of the steps)"),
+    "prune_until": (float, lambda v: 0 <= v <= 1, "must lie in [0, 1] (fraction of the steps)"),
+    "scope": (str, lambda v: v in ("global", "uniform"), "must be global or uniform"),
+    "criterion": (str, lambda v: v in ("magnitude", "random"), "must be magnitude or random"),
+    "alpha": (float, lambda v: 0 <= v <= 1, "must lie in [0, 1] (weight of the teacher)"),
+    "temperature": (float, lambda v: 0 < v <= 100, "must lie in (0, 100]"),
+    "precision": (str, lambda v: v in ("auto", "bf16", "float32"), "must be auto, bf16 or float32"),
+    "curve": (str, lambda v: True, "must name the recipe with the one-shot curve, or be empty"),
+    "untaught": (str, lambda v: True, "must name the recipe of the same run without teacher"),
+    "packages": (str, str.split, "must name installed packages, separated by spaces"),
+    "replace_base": (bool, lambda v: True, "must be True or False"),
+}
+
+
+def check(name, value):
+    """Return `value` as the parameter's type, or raise `ParameterError`."""
+    if name not in PARAMETERS:
+        near = difflib.get_close_matches(name, PARAMETERS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ParameterError(name, value, f"is not a parameter{hint}")
+    kind, allowed, message = PARAMETERS[name]
+    if kind is float and type(value) is int:
+        value = float(value)
+    bad_number = isinstance(value, float) and not math.isfinite(value)
+    if type(value) is not kind or bad_number or not allowed(value):
+        raise ParameterError(name, value, message)
+    return value
+
+
+def read(namespace):
+    """The checked parameters of a running notebook.
+
+    papermill accepts a misspelt parameter with a mere warning and writes it into a cell of its
+    own, which the user would never notice. That cell is therefore compared with the tagged one.
+
+    Args:
+        namespace: `globals()` of the notebook, whose first code cell declares the parameters.
+
+    Returns:
+        {name: value} in the order of the parameter table.
+
+    Raises:
+        ParameterError: for an unknown name, a wrong type or a value out of range.
+    """
+    cells = namespace.get("In", [])
+    if len(cells) > 2 and cells[2].startswith("# Parameters"):
+        declared = assigned(cells[1])
+        for name in assigned(cells[2]):
+            if name not in declared:
+                near = difflib.get_close_matches(name, declared, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                known = f"is no parameter of this notebook; {hint}It has: {', '.join(declared)}"
+                raise ParameterError(name, namespace[name], known)
+    return {name: check(name, namespace[name]) for name in PARAMETERS if name in namespace}
+
+
+def assigned(source):
+    """Names that the top level of `source` assigns, in order."""
+    targets = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign):
+            targets += [target.id for target in node.targets]
+        elif isinstance(node, ast.AnnAssign):
+            targets.append(node.target.id)
+    return targets

@@ -1,0 +1,150 @@
+"""One JSON record a run: where it lies, what it holds, written in one step."""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prunegpt_utils.parameters import ParameterError
+
+ROOT = Path(__file__).resolve().parent.parent  # the project's folder
+_PACKAGES = ("torch", "transformers", "numpy")
+_MACHINE = ("precision",)  # parameters that may differ without making it another run
+
+
+@dataclass(frozen=True)
+class Run:
+    """One notebook at one set of parameters, and the folders it may write to."""
+
+    notebook: str
+    parameters: dict
+    started: float = field(default_factory=time.time)
+
+    @property
+    def name(self):
+        return run_name(self.parameters)
+
+    @property
+    def folder(self):
+        return study_folder(self.parameters["study"])
+
+    @property
+    def cache(self):
+        return self.folder / "cache"
+
+    @property
+    def checkpoints(self):
+        return self.folder / "checkpoints" / self.name
+
+    @property
+    def model(self):
+        return self.folder / "models" / self.name
+
+
+def study_folder(study):
+    """Where a study writes: `runs/<study>`, or under the folder named by PRUNEGPT_RUNS."""
+    return Path(os.environ.get("PRUNEGPT_RUNS") or ROOT / "runs").resolve() / study
+
+
+def run_name(parameters):
+    """`<recipe>[-s<percent>]-seed<k>`."""
+    sparsity = parameters.get("sparsity", 0)
+    percent = f"-s{100 * sparsity:g}" if sparsity else ""
+    return f"{parameters['recipe']}{percent}-seed{parameters['seed']}"
+
+
+def open_run(notebook, parameters):
+    """Run of a notebook at checked parameters, before any work.
+
+    Raises:
+        ParameterError: the folder cannot be written, or a record made with others exists.
+    """
+    run = Run(notebook, parameters)
+    known = read(run.folder / "records" / f"{run.name}.json")
+    for name, value in parameters.items() if known else ():
+        was = known["parameters"].get(name)
+        if was != value and name not in _MACHINE:
+            allowed = f"differs from {was!r}, which made the record {run.name} of this study"
+            raise ParameterError(name, value, f"{allowed}; choose another study name")
+    there = next(part for part in (run.folder, *run.folder.parents) if part.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return run
+    except OSError as error:
+        allowed = f"cannot be written ({error.strerror}); PRUNEGPT_RUNS may name another"
+        raise ParameterError("results folder", str(run.folder), allowed) from error
+
+
+def write(run, **content):
+    """Write the record of a finished run, beside its place and then into it.
+
+    Args:
+        run: Run.
+        content: what was measured: model, data, sparsity, metrics, protocol, training, ...
+
+    Returns:
+        dict: the record as written.
+    """
+    p = run.parameters
+    record = {
+        "study": p["study"], "run": run.name, "recipe": p["recipe"], "seed": p["seed"],
+        "notebook": run.notebook, "parameters": p, "environment": environment(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.started)),
+        "seconds": round(time.time() - run.started, 1), **content,
+    }  # fmt: skip
+    path = run.folder / "records" / f"{run.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(_plain(record), indent=1, sort_keys=True) + "\n", "utf-8")
+    part.replace(path)
+    return record
+
+
+def read(path):
+    """One record; None where there is none."""
+    path = Path(path)
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def read_study(study):
+    """(records in the order of their names, folder): of the run if there is one, else published."""
+    for folder in (study_folder(study) / "records", ROOT / "results" / study):
+        files = sorted(folder.glob("*.json"))
+        if files:
+            return [read(file) for file in files], folder
+    raise ParameterError("study", study, "has no records yet; `make study STUDY=...` makes them")
+
+
+def environment():
+    """What a reader needs to judge the numbers: code version, packages, device."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    status = _git("status", "--porcelain")
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": status is None or bool(status),
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if cuda else f"cpu {platform.machine()}",
+        "threads": torch.get_num_threads(),
+    } | {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def _git(*words):
+    done = subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _plain(value):
+    """JSON has no infinity: a perplexity that overflows is the text `inf` beside its nll."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

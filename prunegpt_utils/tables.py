@@ -1,0 +1,119 @@
+"""Records to data frames, and data frames to the tables people read."""
+
+import pandas as pd
+
+# recipe -> (what the reader calls it, colour, marker); the order is that of the tables.
+METHODS = {
+    "zero-shot": ("pretrained, zero-shot", "#777777", "o"),
+    "dense": ("fine-tuned", "#777777", "s"),
+    "control": ("dense control: fine-tuned for as long", "#000000", "D"),
+    "dense-distilled": ("dense + teacher", "#56B4E9", "D"),
+    "one-shot": ("one-shot, no retraining", "#CC79A7", "v"),
+    "original": ("the 2021 recipe, in miniature", "#D55E00", "X"),
+    "gradual": ("gradual", "#E69F00", "s"),
+    "gradual-distilled": ("gradual + teacher", "#0072B2", "o"),
+}
+HEADINGS = ("model", "sparsity", "perplexity", "x control", "test", "records")
+
+
+def frame(records):
+    """One row a record.
+
+    Returns:
+        DataFrame with run, recipe, seed, sparsity (measured, of the block matrices, rounded to a
+        tenth of a percent), model_sparsity, perplexity and test (of the validation and the test
+        split), ratio (to the dense control of the same seed), tokens, seconds.
+    """
+    rows = []
+    for record in records:
+        metrics, training = record["metrics"], record["training"]
+        rows.append({
+            "run": record["run"], "recipe": record["recipe"], "seed": record["seed"],
+            "sparsity": round(record["sparsity"]["prunable"], 3),
+            "model_sparsity": record["sparsity"]["model"],
+            "perplexity": float(metrics["validation"]["perplexity"]),
+            "test": float(metrics["test"]["perplexity"]),
+            "tokens": training["tokens"], "seconds": training["seconds"],
+        })  # fmt: skip
+    table = pd.DataFrame(rows)
+    control = table[table.recipe == "control"].set_index("seed").perplexity
+    table["ratio"] = table.perplexity / table.seed.map(control)
+    order = {recipe: place for place, recipe in enumerate(METHODS)}
+    table["order"] = table.recipe.map(order).fillna(len(order))
+    table = table.sort_values(["order", "sparsity", "seed"], ignore_index=True)
+    return table.drop(columns="order")
+
+
+def curve(records):
+    """One row a point of the one-shot curves: sparsity, scope, criterion, seed, perplexity."""
+    rows = [
+        {key: row[key] for key in ("sparsity", "scope", "criterion")}
+        | {"seed": record["seed"], "perplexity": float(row["validation"]["perplexity"])}
+        for record in records
+        for row in record.get("curve") or []
+    ]
+    return pd.DataFrame(rows, columns=["sparsity", "scope", "criterion", "seed", "perplexity"])
+
+
+def summary(table):
+    """Mean over seeds of each recipe and sparsity, with the standard deviation and the count."""
+    groups = table.groupby(["recipe", "sparsity"], sort=False)
+    return groups.agg(
+        perplexity=("perplexity", "mean"), spread=("perplexity", "std"), test=("test", "mean"),
+        ratio=("ratio", "mean"), model_sparsity=("model_sparsity", "mean"),
+        tokens=("tokens", "mean"), seconds=("seconds", "mean"), seeds=("seed", list),
+        runs=("run", list),
+    ).reset_index()  # fmt: skip
+
+
+def rows(table, link):
+    """Formatted cells of the summary, in the order of `HEADINGS`.
+
+    Args:
+        table: of `frame`.  link: function (run, seed) -> text that leads to the record.
+    """
+    for row in summary(table).itertuples():
+        spread = f" ± {row.spread:.2f}" if len(row.seeds) > 1 else ""
+        yield (
+            METHODS.get(row.recipe, (row.recipe,))[0],
+            f"{100 * row.sparsity:.0f} %" if row.sparsity >= 0.001 else "none",
+            number(row.perplexity) + spread,
+            f"{row.ratio:.2f}" if row.ratio == row.ratio else "",
+            number(row.test),
+            " ".join(link(run, seed) for run, seed in zip(row.runs, row.seeds, strict=True)),
+        )
+
+
+def markdown(table, folder):
+    """The table of README and notebook; `folder` is the address of the records."""
+    cells = rows(table, lambda run, seed: f"[{seed}]({folder}/{run}.json)")
+    lines = [HEADINGS, ("---", "--:", "--:", "--:", "--:", "---"), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plain(table):
+    """The table for a terminal."""
+    lines = [HEADINGS[:-1], *(cells[:-1] for cells in rows(table, lambda run, seed: ""))]
+    return "\n".join(f"{a:<39}{b:>9}{c:>16}{d:>11}{e:>9}" for a, b, c, d, e in lines)
+
+
+def answer(table):
+    """The study's answer in sentences, made of its numbers; '' while runs are missing."""
+    means = summary(table).set_index(["recipe", "sparsity"])
+    lines = []
+    for sparsity in (0.5, 0.8, 0.9, 0.95):
+        taught, alone = (
+            means.loc[(recipe, sparsity)] if (recipe, sparsity) in means.index else None
+            for recipe in ("gradual-distilled", "gradual")
+        )  # fmt: skip
+        if taught is not None and alone is not None:
+            lines.append(
+                f"- **{100 * sparsity:.0f} % of the block weights gone**: {taught.ratio:.2f} x the "
+                f"perplexity of the dense control with a teacher, {alone.ratio:.2f} x without."
+            )
+    return "\n".join(lines)
+
+
+def number(value):
+    """Three to four significant digits; `inf` where the exponential overflowed."""
+    return f"{value:.2f}" if value < 100 else f"{value:,.0f}" if value < 1e6 else f"{value:.0e}"

@@ -1,0 +1,365 @@
+"""The one training loop: fine-tuning, pruning and distilling differ only in its arguments."""
+
+import hashlib
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from prunegpt_utils.distillation import mean_loss
+from prunegpt_utils.evaluation import token_nll
+from prunegpt_utils.masks import apply_masks, cubic_sparsity, make_masks, scores
+from prunegpt_utils.models import fingerprint, head, hidden_states, prunable, read_json
+from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils.progress import bar
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """When how much goes: cubic from `start` to `final` between two fractions of the steps.
+
+    `prune_from == prune_until` prunes once, at that point.
+    """
+
+    final: float
+    start: float = 0.0
+    prune_from: float = 0.0
+    prune_until: float = 0.6
+    scope: str = "global"
+    criterion: str = "magnitude"
+    updates: int = 40  # times the masks are drawn anew on the way
+
+    def sparsity(self, step, steps):
+        """Sparsity that holds during `step` of `steps`; None before pruning begins."""
+        begin, end = round(self.prune_from * steps), round(self.prune_until * steps)
+        if step < begin:
+            return None
+        if step >= end:
+            return self.final
+        every = max(1, (end - begin) // self.updates)
+        progress = (step - begin) // every * every / (end - begin)
+        return cubic_sparsity(progress, self.start, self.final)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train.
+
+    Attributes:
+        steps: optimizer steps, each over batch * accumulate windows.
+        lr: peak learning rate, reached after `warmup` * steps, then decays to 0.
+        batch: windows a micro-batch.  accumulate: micro-batches a step.
+        decay: cosine or linear.  weight_decay: on matrices that are not being pruned.
+        clip: largest norm of the gradient.  seed: of the order of the windows, and of dropout.
+        precision: float32 or bf16 (autocast; the weights stay float32).
+        alpha, temperature: of the teacher, see `distillation.token_losses`.
+        evaluations: times the validation text is scored on the way.
+        pruning: Pruning, or None to leave the weights alone.
+    """
+
+    steps: int
+    lr: float
+    batch: int = 16
+    accumulate: int = 1
+    warmup: float = 0.05
+    decay: str = "cosine"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    seed: int = 0
+    precision: str = "float32"
+    alpha: float = 0.0
+    temperature: float = 1.0
+    evaluations: int = 6
+    pruning: Pruning | None = None
+
+
+def train(model, windows, validation, folder, plan, teacher=None, save_every=60, label="training"):
+    """Train `model` in place, prune it on the way if asked, and leave the best version in it.
+
+    What was trained before with equal arguments (weights, text, plan, teacher) is loaded instead;
+    what was interrupted goes on where it stopped, to the same bits as an undisturbed run.
+
+    Args:
+        model: causal language model, float32.
+        windows: int64 tensor of shape (n, block + 1), see `data.windows`.
+        validation: int64 tensor of shape (tokens,), scored disjointly on the way; the weights with
+            the lowest value are kept, of those that already hold the final sparsity.
+        folder: where checkpoints go, in a folder named by a hash of the arguments.
+        plan: Plan.
+        teacher: frozen model or None.
+        save_every: seconds between checkpoints.
+        label: what the progress bar says.
+
+    Returns:
+        dict: "history", one row an evaluation; "steps", "tokens", "seconds", "best_step".
+
+    Raises:
+        ParameterError: a checkpoint is damaged.
+        FloatingPointError: the loss is not finite; the last good checkpoint stays.
+    """
+    arguments = asdict(plan) | {
+        "block": windows.shape[1] - 1,
+        "model": fingerprint(model),
+        "teacher": teacher and fingerprint(teacher),
+        "data": _digest(windows, validation),
+    }
+    folder = Path(folder, hashlib.sha256(json.dumps(arguments).encode()).hexdigest()[:16])
+    result = _load_finished(model, folder)
+    if result is None:
+        run = _Run(model, folder, plan, arguments)
+        run.resume()
+        _loop(run, windows, validation, teacher, save_every, label)
+        result = run.finish()
+    return result
+
+
+def _loop(run, windows, validation, teacher, save_every, label):
+    model, plan, block = run.model, run.plan, windows.shape[1] - 1
+    marks = {round(plan.steps * (k + 1) / plan.evaluations) for k in range(plan.evaluations)}
+    model.train()
+    with bar(plan.steps, label, run.step) as progress:
+        while run.step < plan.steps:
+            # 1. the weights to train: masks follow the schedule
+            run.prune()
+            # 2. the loss and its gradient, over micro-batches
+            loss = 0.0
+            for micro in range(plan.accumulate):
+                index = run.step * plan.accumulate + micro
+                rows = batch_rows(len(windows), plan.batch, index, plan.seed)
+                part = batch_loss(model, windows[rows], plan, teacher) / plan.accumulate
+                part.backward()
+                loss += part.item()
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"loss: {loss} at step {run.step + 1}; {run.kept()}")
+            # 3. the step, and the zeros held
+            run.update(plan.lr * lr_factor(run.step, plan))
+            progress.update_with(loss, plan.batch * plan.accumulate * block)
+            # 4. how good is it on text it has not seen?
+            if run.step in marks:
+                run.evaluate(validation, block, loss)
+            # 5. lose little if anything breaks
+            if run.step < plan.steps and time.monotonic() - run.saved_clock > save_every:
+                run.save()
+
+
+def batch_loss(model, rows, plan, teacher=None):
+    """Mean training loss of some windows.
+
+    Args:
+        model: the student.  rows: int64 tensor of shape (batch, block + 1).
+        plan: Plan, for precision, alpha and temperature.  teacher: frozen model or None.
+
+    Returns:
+        float32 scalar with gradient.
+    """
+    rows = rows.to(model.device)
+    inputs, labels = rows[:, :-1], rows[:, 1:]
+    taught = None
+    with autocast(model, plan.precision):
+        hidden = hidden_states(model, inputs)
+        if teacher is not None and plan.alpha > 0:
+            with torch.no_grad():
+                taught = (hidden_states(teacher, inputs), head(teacher))
+    if plan.precision == "bf16":
+        hidden = hidden.to(torch.bfloat16)
+    return mean_loss(hidden, head(model), labels, taught, plan.alpha, plan.temperature)
+
+
+def autocast(model, precision):
+    """The context in which matrix products run in `precision`."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def choose_precision(wanted="auto"):
+    """`auto` is bf16 where the processor multiplies it natively, else float32."""
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def lr_factor(step, plan):
+    """Fraction of the peak learning rate: linear warm-up, then cosine or linear decay to 0."""
+    rise = plan.warmup * plan.steps
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    progress = (step - rise) / max(1.0, plan.steps - rise)
+    return 1 - progress if plan.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def batch_rows(n, batch, index, seed):
+    """Rows of micro-batch `index`: consecutive slices of one permutation an epoch.
+
+    A function of its arguments alone, so that a resumed run needs no sampler state.
+    """
+    rows, place = [], index * batch
+    while len(rows) < batch:
+        epoch, offset = divmod(place + len(rows), n)
+        dice = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        rows += torch.randperm(n, generator=dice)[offset : offset + batch - len(rows)].tolist()
+    return rows
+
+
+def _load_finished(model, folder):
+    """Load the outcome of a finished training into `model`; None if there is none."""
+    note = read_json(folder / "training.json")
+    if not note:
+        return None
+    _load_weights(model, folder / "model.safetensors")
+    model.eval()
+    return note["result"]
+
+
+def _load_weights(model, path):
+    try:
+        weights = load_file(path, device=str(model.device))
+    except (SafetensorError, OSError) as error:
+        raise ParameterError("checkpoint", path.name, "is missing or damaged") from error
+    model.load_state_dict(weights, strict=False)
+    model.tie_weights()
+
+
+class _Run:
+    """What a training must not lose: step, weights, optimizer moments, masks, best, history."""
+
+    def __init__(self, model, folder, plan, arguments):
+        self.model, self.folder, self.plan, self.arguments = model, folder, plan, arguments
+        self.step, self.saved_step, self.seconds, self.clock = 0, 0, 0.0, time.monotonic()
+        self.saved_clock = self.clock
+        self.sparsity, self.masks, self.history = None, {}, []
+        self.best, self.best_nll, self.best_step = None, math.inf, None
+        # A weight that decays while the threshold still rises would be pruned for that alone.
+        held = {id(weight) for weight in prunable(model).values()} if plan.pruning else set()
+        decays = [p for p in model.parameters() if p.ndim > 1 and id(p) not in held]
+        rest = [p for p in model.parameters() if p.ndim <= 1 or id(p) in held]
+        groups = [{"params": decays, "weight_decay": plan.weight_decay}, {"params": rest}]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=plan.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+        )
+        torch.manual_seed(plan.seed)
+
+    def prune(self):
+        pruning = self.plan.pruning
+        wanted = pruning and pruning.sparsity(self.step, self.plan.steps)
+        if wanted is not None and wanted != self.sparsity:
+            scored = scores(self.model, pruning.criterion, self.plan.seed)
+            self.masks, self.sparsity = make_masks(scored, wanted, pruning.scope), wanted
+            apply_masks(self.model, self.masks)
+
+    def update(self, lr):
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        apply_masks(self.model, self.masks)  # momentum moves pruned weights without gradient too
+        self.step += 1
+
+    def evaluate(self, validation, block, loss):
+        with autocast(self.model, self.plan.precision):
+            nll = float(token_nll(self.model, validation, block, block).double().mean())
+        row = {"step": self.step, "loss": loss, "nll": nll, "sparsity": self.sparsity or 0.0}
+        self.history.append(row)
+        final = self.plan.pruning is None or self.sparsity == self.plan.pruning.final
+        if final and nll < self.best_nll:
+            self.best_nll, self.best_step = nll, self.step
+            self.best = {name: t.clone() for name, t in self.model.state_dict().items()}
+
+    def kept(self):
+        if self.saved_step:
+            return f"the checkpoint of step {self.saved_step} is kept in {self.folder.name!r}"
+        return "no checkpoint was written yet"
+
+    # -- checkpoints: safetensors and JSON alone, each written beside and then put in place
+
+    def _elapsed(self):
+        now = time.monotonic()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        return self.seconds
+
+    def save(self):
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"mask.{k}": v for k, v in self.masks.items()}
+        tensors |= {f"best.{k}": v for k, v in (self.best or {}).items()}
+        moments = self.optimizer.state_dict()["state"]
+        tensors |= {f"moment.{i}.{k}": v for i, row in moments.items() for k, v in row.items()}
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if self.model.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state()
+        tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
+        if not all(v.isfinite().all() for v in tensors.values()):
+            return  # the next loss will say so; the last good checkpoint stays
+        note = {
+            "arguments": self.arguments, "step": self.step, "seconds": self._elapsed(),
+            "sparsity": self.sparsity, "history": self.history,
+            "best_nll": self.best_nll if self.best else None, "best_step": self.best_step,
+        }  # fmt: skip
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / "resume.part"
+        save_file(tensors, part, metadata={"state": json.dumps(note)})
+        part.replace(self.folder / "resume.safetensors")
+        self.saved_step, self.saved_clock = self.step, time.monotonic()
+
+    def resume(self):
+        path = self.folder / "resume.safetensors"
+        if not path.exists():
+            return
+        try:
+            with safe_open(path, "pt", device=str(self.model.device)) as file:
+                note = json.loads(file.metadata()["state"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            allowed = "is damaged; delete it to start this run again"
+            raise ParameterError(
+                "checkpoint", f"{self.folder.name}/{path.name}", allowed
+            ) from error
+
+        def under(prefix):
+            start = len(prefix) + 1
+            return {k[start:]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
+
+        self.model.load_state_dict(under("model"))
+        state = self.optimizer.state_dict()
+        for key, value in under("moment").items():
+            index, name = key.split(".", 1)
+            state["state"].setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict(state)
+        self.masks, self.best = under("mask"), under("best") or None
+        self.step, self.saved_step, self.seconds = note["step"], note["step"], note["seconds"]
+        self.sparsity, self.history = note["sparsity"], note["history"]
+        self.best_step, self.best_nll = note["best_step"], note["best_nll"] or math.inf
+        torch.set_rng_state(tensors["rng.cpu"].cpu())
+        if "rng.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng.cuda"].cpu())
+
+    def finish(self):
+        """Put the best weights in place, write a stock checkpoint, then note that it is done."""
+        self.prune()  # a run of no steps prunes here
+        if self.best:
+            self.model.load_state_dict(self.best)
+        self.model.eval()
+        seconds, windows = self._elapsed(), self.step * self.plan.batch * self.plan.accumulate
+        result = {
+            "steps": self.step, "seconds": seconds, "best_step": self.best_step,
+            "tokens": windows * self.arguments["block"], "history": self.history,
+        }  # fmt: skip
+        self.model.save_pretrained(self.folder)
+        note = json.dumps({"arguments": self.arguments, "result": result}, indent=1)
+        part = self.folder / "training.part"
+        part.write_text(note, "utf-8")
+        part.replace(self.folder / "training.json")
+        (self.folder / "resume.safetensors").unlink(missing_ok=True)
+        return result
+
+
+def _digest(*tensors):
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()

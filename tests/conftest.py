@@ -1,0 +1,45 @@
+"""What the tests share: a tiny GPT-2, random tokens, and a runs folder that vanishes."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers: no test asks the network
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+ROOT = Path(__file__).parent.parent
+torch.set_num_threads(1)  # tiny models: a second thread only waits
+
+
+@pytest.fixture(autouse=True)
+def runs_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNEGPT_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def tiny_gpt2(seed=0, vocabulary=97, block=32, dropout=0.0):
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=vocabulary, n_positions=block, n_embd=16, n_layer=2, n_head=2, use_cache=False,
+        resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, bos_token_id=0, eos_token_id=0,
+        initializer_range=0.3, attn_implementation="eager",
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).eval()
+
+
+def tokens_of(ids, words=100, size=400):
+    counts = {"tokens": len(ids), "words": words, "bytes": size}
+    return SimpleNamespace(ids={"test": ids}, counts={"test": counts})
+
+
+@pytest.fixture
+def model():
+    return tiny_gpt2()
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(0, 97, (1000,), generator=torch.Generator().manual_seed(1))

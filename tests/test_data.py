@@ -1,0 +1,128 @@
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from prunegpt_utils import data, models
+from prunegpt_utils.parameters import ParameterError
+
+STORY = [f"Document number {n} says that {n} times {n} is {n * n}." for n in range(300)]
+
+
+def test_split_is_stable_and_complete():
+    splits = data.split_documents(STORY)
+    assert sorted(text for texts in splits.values() for text in texts) == sorted(STORY)
+    assert len(splits["train"]) > 200 and splits["validation"] and splits["test"]
+    fewer = data.split_documents(STORY[50:] + STORY[100:])  # others go, repeats come
+    for split, documents in fewer.items():
+        assert set(documents) <= set(splits[split])
+        assert len(documents) == len(set(documents))
+
+
+def test_pydocs_splits_share_no_document(tmp_path):
+    corpus = data.load_text("pydocs", tmp_path)
+    sets = [set(corpus.splits[split]) for split in data.SPLITS]
+    assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
+    assert sum(len(text) for text in corpus.splits["train"]) > 1_000_000
+    assert "list" in corpus.text("train") and data.load_text("pydocs", tmp_path) == corpus
+
+
+def write(folder, kind):
+    if kind == "txt":
+        (folder / "story.txt").write_text("\n\n".join(STORY), "utf-8")
+    elif kind == "jsonl":
+        (folder / "story.jsonl").write_text(
+            "\n".join(json.dumps({"text": t}) for t in STORY), "utf-8"
+        )
+    else:
+        pd.DataFrame({"text": STORY}).to_parquet(folder / "story.parquet")
+    return folder / f"story.{kind}"
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+def test_a_file_or_its_folder_of_any_format(tmp_path, kind):
+    file = write(tmp_path, kind)
+    assert data.load_text(str(file), tmp_path / "cache").splits == data.split_documents(STORY)
+    assert data.load_text(str(tmp_path), tmp_path / "cache").splits == data.split_documents(STORY)
+
+
+def test_named_files_are_the_splits(tmp_path):
+    for name, text in (("train-0", "a b"), ("train-1", "c"), ("valid", "d"), ("test", "e f")):
+        (tmp_path / f"{name}.txt").write_text(text, "utf-8")
+    splits = data.load_text(str(tmp_path), tmp_path / "cache").splits
+    assert splits == {"train": ["a b", "c"], "validation": ["d"], "test": ["e f"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("no-such-text", None, "must be pydocs, or a file or folder"),
+        ("empty.txt", b"", "has no text in its"),
+        ("blank.txt", b" \n\n \n", "has no text in its"),
+        ("binary.txt", bytes(range(256)), "must hold UTF-8 text"),
+        ("nul.txt", b"text\0text", "must hold UTF-8 text"),
+        ("broken.jsonl", b'{"text": "a"}\n{"te', "must hold UTF-8 text"),
+        ("other.jsonl", b'{"body": "a"}', "must hold UTF-8 text"),
+        ("broken.parquet", b"PAR1", "must hold UTF-8 text"),
+    ],
+)
+def test_wrong_text_is_one_line(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ParameterError, match=message) as caught:
+        data.load_text(str(tmp_path / name), tmp_path / "cache")
+    assert str(caught.value).startswith("data: ") and "\n" not in str(caught.value)
+
+
+def test_tokens_are_lossless_counted_and_cached(tmp_path, monkeypatch):
+    tokenizer = models.load_tokenizer("pydocs-base")
+    corpus = data.corpus_of("story", data.split_documents(STORY))
+    tokens = data.tokenize(corpus, tokenizer, tmp_path)
+    for split in data.SPLITS:
+        text = corpus.text(split)
+        assert tokenizer.decode(tokens.ids[split]) == text
+        counts = {
+            "tokens": len(tokens.ids[split]),
+            "words": len(text.split()),
+            "bytes": len(text.encode()),
+        }
+        assert tokens.counts[split] == counts
+    monkeypatch.setattr(data, "_encode", None)  # a second tokenisation would fail
+    again = data.tokenize(corpus, tokenizer, tmp_path)
+    assert all(torch.equal(tokens.ids[split], again.ids[split]) for split in data.SPLITS)
+
+
+def test_windows_predict_every_token_once(ids):
+    rows = data.windows(ids, 32)
+    assert rows.shape == (31, 33)
+    assert torch.equal(rows[:, 1:].flatten(), ids[1 : 31 * 32 + 1])
+    with pytest.raises(
+        ParameterError, match="block: 1000 needs 1001 tokens for one window; the text has 1000"
+    ):
+        data.windows(ids, 1000)
+
+
+def test_overlap_finds_thirteen_words_in_a_row():
+    exam = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    copied = (
+        "Before. Two, three four FIVE six seven eight nine ten eleven twelve thirteen fourteen!"
+    )
+    close = copied.replace("eight", "8")
+    assert data.overlap([close, copied, "", exam], [exam]) == [1, 3]
+
+
+WIKITEXT = __import__("pathlib").Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.mark.skipif(not WIKITEXT.exists(), reason="WikiText-2 is not on this machine")
+def test_wikitext_2_has_its_known_number_of_tokens(tmp_path):
+    from transformers import GPT2TokenizerFast
+
+    folder = WIKITEXT / "gpt2-tokenizer"
+    tokenizer = GPT2TokenizerFast(
+        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt")
+    )
+    rows = pd.read_parquet(next((WIKITEXT / "wikitext-2-raw-v1").glob("test*")))["text"]
+    corpus = data.corpus_of("wikitext", {"train": ["a"], "validation": ["b"], "test": rows.tolist()})
+    assert data.tokenize(corpus, tokenizer, tmp_path).counts["test"]["tokens"] == 287_644

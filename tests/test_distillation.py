@@ -1,0 +1,63 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from prunegpt_utils.distillation import mean_loss, token_losses
+
+
+def logits_and_labels(batch=3, length=10, vocabulary=29):
+    dice = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, batch * length, vocabulary, generator=dice) * 3
+    labels = torch.randint(0, vocabulary, (batch * length,), generator=dice)
+    return student, teacher, labels
+
+
+def test_a_teacher_has_nothing_to_teach_itself():
+    student, _, labels = logits_and_labels()
+    assert token_losses(student, labels, student, alpha=1.0, temperature=3.0).abs().max() < 1e-5
+
+
+def test_alpha_zero_is_cross_entropy():
+    student, teacher, labels = logits_and_labels()
+    plain = F.cross_entropy(student, labels, reduction="none")
+    assert torch.equal(token_losses(student, labels, teacher, alpha=0.0, temperature=2.0), plain)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+def test_divergence_matches_its_definition(temperature):
+    student, teacher, labels = logits_and_labels()
+    p, q = (teacher / temperature).softmax(-1), (student / temperature).softmax(-1)
+    wanted = temperature**2 * (p * (p / q).log()).sum(-1)
+    ours = token_losses(student, labels, teacher, alpha=1.0, temperature=temperature)
+    torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_scale_does_not_depend_on_batch_or_length():
+    hidden, weight = torch.randn(2, 5, 8), torch.randn(29, 8)
+    labels, teacher = torch.randint(0, 29, (2, 5)), (torch.randn(2, 5, 8), torch.randn(29, 8))
+    once = mean_loss(hidden, weight, labels, teacher, 0.5, 2.0)
+    wide = [t.repeat(4, 1, 1) for t in (hidden, teacher[0])]
+    long = [t.repeat(1, 4, 1) for t in (hidden, teacher[0])]
+    args = (teacher[1],)
+    torch.testing.assert_close(
+        mean_loss(wide[0], weight, labels.repeat(4, 1), (wide[1], *args), 0.5, 2.0), once
+    )
+    torch.testing.assert_close(
+        mean_loss(long[0], weight, labels.repeat(1, 4), (long[1], *args), 0.5, 2.0), once
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_chunks_give_the_gradients_of_the_whole(alpha, chunk):
+    dice = torch.Generator().manual_seed(0)
+    hidden = torch.randn(30, 8, generator=dice, requires_grad=True)
+    weight = torch.randn(29, 8, generator=dice, requires_grad=True)
+    labels = torch.randint(0, 29, (30,), generator=dice)
+    teacher = (torch.randn(30, 8, generator=dice), torch.randn(29, 8, generator=dice))
+    whole = token_losses(hidden @ weight.T, labels, teacher[0] @ teacher[1].T, alpha, 2.0).mean()
+    wanted = torch.autograd.grad(whole, (hidden, weight))
+    loss = mean_loss(hidden, weight, labels, teacher, alpha, 2.0, chunk)
+    torch.testing.assert_close(loss, whole)
+    for ours, theirs in zip(torch.autograd.grad(loss, (hidden, weight)), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

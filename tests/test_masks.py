@@ -1,0 +1,75 @@
+import pytest
+import torch
+from conftest import tiny_gpt2
+
+from prunegpt_utils import masks, models
+
+
+@pytest.mark.parametrize("scope", masks.SCOPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_exact_count_in_any_precision(scope, dtype, sparsity):
+    model = tiny_gpt2().to(dtype)  # bfloat16 has few values, so there are many ties
+    kept = masks.make_masks(masks.scores(model), sparsity, scope)
+    if scope == "uniform":
+        for mask in kept.values():
+            assert int((~mask).sum()) == round(sparsity * mask.numel())
+    pruned = sum(int((~mask).sum()) for mask in kept.values())
+    total = sum(mask.numel() for mask in kept.values())
+    assert scope == "uniform" or pruned == round(sparsity * total)
+
+
+def test_ties_are_broken_to_the_exact_number():
+    equal = {"a": torch.ones(7, 3), "b": torch.ones(4)}
+    kept = masks.make_masks(equal, 0.5)
+    assert sum(int((~mask).sum()) for mask in kept.values()) == round(0.5 * 25)
+
+
+def test_the_smallest_go_whatever_matrix_they_are_in():
+    scored = {"a": torch.tensor([[1.0, 9.0], [8.0, 7.0]]), "b": torch.tensor([[2.0, 3.0]])}
+    kept = masks.make_masks(scored, 0.5)
+    assert kept["a"].tolist() == [[False, True], [True, True]]
+    assert kept["b"].tolist() == [[False, False]]
+    each = masks.make_masks(scored, 0.5, "uniform")
+    assert each["a"].tolist() == [[False, True], [True, False]]
+    assert each["b"].tolist() == [[False, True]]
+
+
+def test_masks_nest_and_pruned_weights_stay_pruned(model):
+    half = masks.make_masks(masks.scores(model), 0.5)
+    masks.apply_masks(model, half)
+    more = masks.make_masks(masks.scores(model), 0.7)
+    assert all((half[name] | ~more[name]).all() for name in half)
+
+
+def test_cubic_schedule_matches_its_formula():
+    points = [masks.cubic_sparsity(p, 0.5, 0.9) for p in (-1, 0, 0.25, 0.5, 1, 2)]
+    assert points[0] == points[1] == 0.5 and points[4] == points[5] == 0.9
+    assert points[2] == pytest.approx(0.9 - 0.4 * 0.75**3)
+    assert points == sorted(points)
+
+
+def test_random_scores_depend_on_the_seed_alone(model):
+    first, again, other = (masks.scores(model, "random", seed) for seed in (1, 1, 2))
+    name = next(iter(first))
+    assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
+
+
+def test_tied_embedding_is_never_prunable(model):
+    names = models.prunable(model)
+    assert not any("wte" in name or "wpe" in name or "lm_head" in name for name in names)
+    before = model.transformer.wte.weight.clone()
+    masks.apply_masks(model, masks.make_masks(masks.scores(model), 0.99))
+    assert torch.equal(model.transformer.wte.weight, before)
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_zeros_survive_a_stock_save_and_reload(model, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    masks.apply_masks(model, masks.make_masks(masks.scores(model), 0.9))
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert masks.measure(again) == masks.measure(model)
+    assert masks.measure(model)["prunable"] == pytest.approx(0.9, abs=1e-3)
+    assert models.fingerprint(again) == models.fingerprint(model)

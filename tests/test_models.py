@@ -1,0 +1,97 @@
+import pytest
+import torch
+from conftest import ROOT, tiny_gpt2
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from prunegpt_utils import models
+from prunegpt_utils.parameters import ParameterError
+
+
+def test_gpt2_has_48_prunable_matrices():
+    with torch.device("meta"):  # shapes without memory
+        model = GPT2LMHeadModel(GPT2Config())
+    assert len(models.prunable(model)) == 48
+    assert models.count(model) == {"parameters": 124_439_808, "prunable": 84_934_656}
+
+
+def test_linear_blocks_are_found_too():
+    from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
+    llama = LlamaForCausalLM(LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=3,
+        num_attention_heads=2, num_key_value_heads=2,
+    ))  # fmt: skip
+    assert len(models.prunable(llama)) == 3 * 7
+    opt = OPTForCausalLM(OPTConfig(
+        vocab_size=50, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2,
+        word_embed_proj_dim=16, max_position_embeddings=32,
+    ))  # fmt: skip
+    assert len(models.prunable(opt)) == 2 * 6
+
+
+def test_a_model_without_blocks_is_refused():
+    model = tiny_gpt2()
+    model.transformer.h = torch.nn.ModuleList()
+    with pytest.raises(ParameterError, match="has no list of transformer blocks"):
+        models.prunable(model)
+
+
+def test_embedded_base_is_a_small_stock_checkpoint():
+    model = AutoModelForCausalLM.from_pretrained(models.BASE)
+    tokenizer = AutoTokenizer.from_pretrained(models.BASE)
+    assert 1e6 <= sum(p.numel() for p in model.parameters()) <= 4e6
+    assert 2048 <= len(tokenizer) <= 4096 and model.config.model_type == "gpt2"
+    files = list(models.BASE.iterdir())
+    assert sum(file.stat().st_size for file in files) < 8e6
+    assert {file.suffix for file in files} <= {".json", ".safetensors"}
+    assert models.fingerprint(model) == models.fingerprint(models.load_model("pydocs-base"))
+
+
+def test_weights_are_float32_whatever_the_checkpoint(tmp_path):
+    tiny_gpt2().to(torch.bfloat16).save_pretrained(tmp_path)
+    assert models.load_model(tmp_path).dtype == torch.float32
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "pickle", "not JSON", "empty folder"])
+def test_a_bad_checkpoint_is_one_line(tmp_path, damage):
+    tiny_gpt2().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:500])
+    elif damage == "not JSON":
+        (tmp_path / "config.json").write_text("{")
+    elif damage == "empty folder":
+        (tmp_path / "config.json").unlink()
+    else:
+        weights.unlink()
+    if damage == "pickle":
+        torch.save(tiny_gpt2().state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ParameterError) as caught:
+        models.load_model(tmp_path)
+    assert str(caught.value).startswith("model: ") and "\n" not in str(caught.value)
+
+
+def test_unknown_model_offline_is_told_at_once():
+    with pytest.raises(
+        ParameterError, match="model: 'no/such-model' must be pydocs-base, a folder, or"
+    ):
+        models.load_model("no/such-model")
+
+
+def test_teacher_with_another_vocabulary():
+    with pytest.raises(
+        ParameterError, match="teacher: 'big' has a vocabulary of 98; the student has 97"
+    ):
+        models.check_same_vocabulary(tiny_gpt2(), tiny_gpt2(vocabulary=98), "big")
+
+
+def test_block_longer_than_the_positions():
+    with pytest.raises(ParameterError, match="block: 33 is longer than the model's 32 positions"):
+        models.check_block(tiny_gpt2(), 33)
+
+
+def test_no_pickle_and_no_remote_code_in_the_sources():
+    for path in [*ROOT.glob("prunegpt_utils/*.py"), *ROOT.glob("notebooks/*.ipynb")]:
+        text = path.read_text("utf-8")
+        for word in ("trust_remote" + "_code", "torch.load(", "pickle", "eval("):
+            assert word not in text.replace("model.eval(", "").replace(".eval()", ""), (path, word)

@@ -1,0 +1,190 @@
+"""Committed notebooks are executed and clean; every notebook runs; wrong input is one line."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from prunegpt_utils import records, report, studies, tables
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+BIN = Path(sys.executable).parent
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def code_cells(path):
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_notebook_was_executed_top_to_bottom(path):
+    cells = code_cells(path)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        assert len("".join(cell["source"]).splitlines()) <= 25
+        for output in cell["outputs"]:
+            assert output["output_type"] != "error" and output.get("name") != "stderr"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_notebook_names_no_place_of_its_machine(path):
+    text = path.read_text("utf-8")
+    assert not re.search(r"(/home/|/root/|/tmp/|/work/|/Users/|[A-Z]:\\\\)", text)
+    assert "papermill" not in json.loads(text)["metadata"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_parameters_are_typed_literals_with_help(path):
+    (cell,) = [
+        cell for cell in code_cells(path) if "parameters" in cell["metadata"].get("tags", [])
+    ]
+    for line in "".join(cell["source"]).splitlines():
+        assert re.fullmatch(r'\w+: (str|int|float|bool) = ("[^"]*"|[\w.]+)  # [^=]+', line), line
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The smoke study, run as `make study` runs it, and once more."""
+    runs = tmp_path_factory.mktemp("smoke")
+    environment = os.environ | ONE_THREAD | {"PRUNEGPT_RUNS": str(runs)}
+    command = [
+        BIN / "snakemake", "--snakefile", ROOT / "studies" / "Snakefile", "--directory",
+        runs / "smoke", "--config", "study=smoke", "--cores", "2", "--quiet", "all",
+    ]  # fmt: skip
+    (runs / "smoke").mkdir()
+    outputs = []
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        outputs.append(done.stdout)
+    return runs / "smoke", outputs
+
+
+def test_smoke_study_runs_every_notebook_once(smoke):
+    folder, (first, second) = smoke
+    plan = studies.plan("smoke")
+    assert {path.stem for path in (folder / "records").glob("*.json")} == set(plan)
+    assert {run.notebook for run in plan.values()} == {
+        "01_baselines",
+        "02_pruning",
+        "03_distillation",
+    }
+    assert all(name in first for name in plan) and not any(name in second for name in plan)
+
+
+def test_smoke_records_hold_what_the_design_asks(smoke):
+    folder, _ = smoke
+    for path in (folder / "records").glob("*.json"):
+        record = records.read(path)
+        assert {"study", "run", "recipe", "notebook", "seed", "parameters", "model", "data", "sparsity",
+                "metrics", "protocol", "training", "environment", "started", "seconds"} <= set(record)  # fmt: skip
+        assert len(record["data"]["sha256"]) == 64
+        for split in ("validation", "test"):
+            assert {
+                "nll",
+                "tokens",
+                "words",
+                "bytes",
+                "perplexity",
+                "word_perplexity",
+                "bits_per_byte",
+            } <= set(record["metrics"][split])
+        requested = record["sparsity"]["requested"]
+        assert record["sparsity"]["prunable"] == pytest.approx(requested, abs=1e-3)
+
+
+def test_smoke_models_are_stock_checkpoints(smoke):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from prunegpt_utils.masks import measure
+
+    folder = smoke[0] / "models" / "gradual-distilled-s90-seed0"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder).vocab_size == model.config.vocab_size
+    assert measure(model)["prunable"] == pytest.approx(0.9, abs=1e-3)
+
+
+def test_smoke_report_is_self_contained(smoke, monkeypatch):
+    folder, _ = smoke
+    monkeypatch.setenv("PRUNEGPT_RUNS", str(folder.parent))
+    index = report.build("smoke")
+    pages = list(index.parent.glob("*.html"))
+    assert len(pages) == 2 + len(studies.plan("smoke"))
+    for page in pages:
+        text = page.read_text("utf-8")
+        assert not re.search(
+            r"<(script|link|iframe)|(src|srcset)=\"(?!data:)|@import|url\(", text
+        ), page.name
+        for target in re.findall(r'href="([^"#]+)"', text):
+            assert target.startswith("https://arxiv.org") or (index.parent / target).exists(), (
+                target
+            )
+        assert "Traceback" not in text and str(folder) not in text
+    assert tables.number(60.861) == "60.86"
+
+
+def test_two_runs_at_one_seed_give_the_same_record(smoke, tmp_path):
+    """Another folder, another process: everything but the clock is equal."""
+    first = records.read(smoke[0] / "records" / "dense-seed0.json")
+    again = papermill("01_baselines", tmp_path, studies.plan("smoke")["dense-seed0"].parameters)
+    assert again.returncode == 0, again.stderr
+    second = records.read(tmp_path / "smoke" / "records" / "dense-seed0.json")
+    for record in (first, second):
+        for clock in ("started", "seconds"):
+            record.pop(clock)
+        record["training"].pop("seconds")
+    assert first == second
+
+
+def test_a_notebook_alone_makes_what_it_needs(tmp_path):
+    """Notebook 02 in an empty folder and from another working directory."""
+    parameters = {"study": "smoke", "steps": 2, "batch": 2, "block": 64, "sparsity": 0.3}
+    done = papermill("02_pruning", tmp_path, parameters)
+    assert done.returncode == 0, done.stderr
+    names = {path.stem for path in (tmp_path / "smoke" / "records").glob("*.json")}
+    assert names == {"dense-seed0", "one-shot-s90-seed0", "gradual-s30-seed0"}
+
+
+def test_pretraining_notebook_runs(tmp_path):
+    small = {"packages": "seaborn papermill", "steps": 3, "batch": 2, "block": 32}
+    done = papermill("00_pretraining", tmp_path, small)
+    assert done.returncode == 0, done.stderr
+    record = records.read(tmp_path / "pretraining" / "records" / "pretraining-seed0.json")
+    assert record["training"]["steps"] == 3
+
+
+def papermill(notebook, runs, parameters):
+    command = [
+        sys.executable, "-m", "papermill", ROOT / "notebooks" / f"{notebook}.ipynb", runs / "out.ipynb",
+        "--kernel", "python3", "--no-progress-bar", "--parameters_yaml", json.dumps(parameters),
+    ]  # fmt: skip
+    environment = os.environ | ONE_THREAD | {"PRUNEGPT_RUNS": str(runs)}
+    return subprocess.run(
+        command, env=environment, cwd=runs, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("notebook", "parameters", "message"),
+    [
+        ("02_pruning", {"sparsity": 90.0}, "sparsity: 90.0 must lie in [0, 1), such as 0.9 for 90 %"),
+        ("02_pruning", {"sparsty": 0.5}, "sparsty: 0.5 is no parameter of this notebook; did you mean 'sparsity'?"),
+        ("01_baselines", {"data": "no-such-text"}, "data: 'no-such-text' must be pydocs, or a file or folder"),
+        ("01_baselines", {"start": "", "model": "no/such"}, "model: 'no/such' must be pydocs-base, a folder, or"),
+        ("01_baselines", {"start": "", "block": 4096}, "block: 4096 is longer than the model's 128 positions"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_line_and_writes_nothing(tmp_path, notebook, parameters, message):
+    done = papermill(notebook, tmp_path, {"study": "wrong"} | parameters)
+    assert done.returncode != 0
+    last = [line for line in done.stderr.splitlines() if line.strip()][-1]
+    assert last.startswith(f"ParameterError: {message}"), done.stderr
+    assert not list(tmp_path.rglob("*.json")) or not list(
+        (tmp_path / "wrong" / "records").glob("*")
+    )

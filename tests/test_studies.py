@@ -1,0 +1,96 @@
+import tomllib
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from prunegpt_utils import records, studies
+from prunegpt_utils.parameters import ParameterError
+
+STUDIES = sorted(path.stem for path in (ROOT / "studies").glob("*.yaml"))
+RECIPES = sorted(path.stem for path in (ROOT / "studies" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_can_be_planned(study):
+    plan = studies.plan(study)
+    for name, run in plan.items():
+        assert set(run.needs) <= set(plan) and name not in run.needs
+        assert records.run_name(run.parameters) == name and run.parameters["study"] == study
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_key_is_a_declared_parameter(recipe):
+    books = {
+        book
+        for study in STUDIES
+        for book, group in studies.load(study)["notebooks"].items()
+        if recipe in group
+    }
+    assert books, "no study uses this recipe"
+    keys = studies.recipe_parameters(recipe)
+    assert keys["recipe"] == recipe
+    for book in books:
+        assert set(keys) <= set(studies.declared_parameters(book))
+
+
+def test_quick_study_has_all_it_promises():
+    names = set(studies.plan("pydocs"))
+    wanted = {"zero-shot", "dense", "control", "dense-distilled", "one-shot-s90"}
+    wanted |= {
+        f"{recipe}-s{s}" for recipe in ("gradual", "gradual-distilled") for s in (50, 80, 90)
+    }
+    assert names == {f"{name}-seed0" for name in wanted}
+
+
+def test_full_study_gives_every_arm_the_same_steps():
+    full, quick = studies.plan("pydocs-full"), studies.plan("pydocs")
+    arms = [
+        run
+        for run in full.values()
+        if run.parameters["steps"] and run.parameters["recipe"] != "dense"
+    ]
+    (steps,) = {run.parameters["steps"] for run in arms}
+    assert steps >= 5 * quick["control-seed0"].parameters["steps"]
+    assert {run.parameters["seed"] for run in arms} == {0, 1, 2}
+
+
+def test_taught_and_untaught_differ_in_the_teacher_alone():
+    for study in ("pydocs", "pydocs-full"):
+        plan = studies.plan(study)
+        for name, run in plan.items():
+            if run.parameters["recipe"] == "gradual-distilled":
+                alone = plan[name.replace("-distilled", "")].parameters
+                extra = {"teacher", "untaught", "alpha", "temperature", "recipe", "curve"}
+                differing = {
+                    k for k in {*alone, *run.parameters} if alone.get(k) != run.parameters.get(k)
+                }
+                assert differing == extra
+
+
+def test_a_run_stands_on_runs_of_its_own_seed_and_sparsity():
+    run = studies.plan("pydocs-full")["gradual-distilled-s70-seed2"]
+    assert run.needs == ("dense-seed2", "control-seed2", "gradual-s70-seed2")
+
+
+def test_unknown_study_names_those_there_are():
+    with pytest.raises(
+        ParameterError, match="study: 'pydoc' must be one of pydocs, pydocs-full, smoke"
+    ):
+        studies.plan("pydoc")
+
+
+def test_environment_yml_is_in_step_with_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))["dependencies"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["test"]
+    assert conda[-1]["pip"] == [*wanted, "--editable ."]
+    assert f"python{project['requires-python']}" in conda
+
+
+def test_constraints_pin_every_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    lines = (ROOT / "constraints.txt").read_text("utf-8").lower().replace("_", "-").splitlines()
+    pinned = {line.split("==")[0] for line in lines if "==" in line}
+    for group in (project["dependencies"], *project["optional-dependencies"].values()):
+        assert {item.split(">=")[0] for item in group} <= pinned

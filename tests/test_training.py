@@ -1,0 +1,141 @@
+import math
+
+import pytest
+from conftest import tiny_gpt2
+
+from prunegpt_utils import masks, models, training
+from prunegpt_utils.data import windows
+from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils.training import Plan, Pruning, train
+
+PRUNED = Pruning(final=0.9, start=0.5, prune_until=0.5)
+PLAN = Plan(steps=20, lr=1e-2, batch=4, accumulate=2, alpha=0.5, temperature=2.0, pruning=PRUNED)
+
+
+def run(folder, ids, plan=PLAN, dropout=0.1, seed=0, **options):
+    model = tiny_gpt2(seed, dropout=dropout)
+    teacher = models.frozen_copy(tiny_gpt2(7))
+    result = train(model, windows(ids, 16), ids[:200], folder, plan, teacher, **options)
+    return model, result
+
+
+def interrupted(monkeypatch, folder, ids, at, plan=PLAN):
+    """Start a run with a checkpoint every step and kill it during step `at`."""
+    update, calls = training._Run.update, []
+
+    def dies(self, lr):
+        calls.append(lr)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        update(self, lr)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "update", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, ids, plan, save_every=0)
+
+
+@pytest.mark.parametrize("at", [2, 9, 12, 20])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_resume_is_bitwise(tmp_path, ids, monkeypatch, at, precision):
+    plan = Plan(**{**PLAN.__dict__, "precision": precision})
+    whole, result = run(tmp_path / "whole", ids, plan)
+    interrupted(monkeypatch, tmp_path / "cut", ids, at, plan)
+    assert list((tmp_path / "cut").rglob("resume.safetensors"))
+    resumed, again = run(tmp_path / "cut", ids, plan)
+    assert models.fingerprint(resumed) == models.fingerprint(whole)
+    assert again["history"] == result["history"] and again["best_step"] == result["best_step"]
+    assert not list((tmp_path / "cut").rglob("resume.safetensors"))
+
+
+def test_a_finished_run_is_loaded_not_repeated(tmp_path, ids, monkeypatch):
+    first, result = run(tmp_path, ids)
+    monkeypatch.setattr(training, "_loop", None)  # would raise if called
+    second, again = run(tmp_path, ids)
+    assert models.fingerprint(first) == models.fingerprint(second) and again == result
+
+
+def test_other_arguments_are_another_run(tmp_path, ids):
+    run(tmp_path, ids)
+    run(tmp_path, ids, Plan(**{**PLAN.__dict__, "lr": 2e-2}))
+    run(tmp_path, ids, seed=3)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_sparsity_holds_through_momentum_save_and_reload(tmp_path, ids):
+    model, result = run(tmp_path, ids)
+    assert masks.measure(model)["prunable"] == pytest.approx(0.9, abs=1e-3)
+    (folder,) = tmp_path.iterdir()
+    assert masks.measure(models.load_model(folder)) == masks.measure(model)
+    on_the_way = [row["sparsity"] for row in result["history"]]
+    assert on_the_way == sorted(on_the_way) and on_the_way[-1] == 0.9
+
+
+def test_best_weights_are_those_with_the_final_sparsity(tmp_path, ids):
+    model, result = run(tmp_path, ids)
+    final = [row for row in result["history"] if row["sparsity"] == 0.9]
+    assert result["best_step"] == min(final, key=lambda row: row["nll"])["step"]
+    best = training.token_nll(model, ids[:200], 16, 16).double().mean()
+    assert float(best) == pytest.approx(min(row["nll"] for row in final), abs=1e-6)
+
+
+def test_no_steps_prunes_at_once(tmp_path, ids):
+    plan = Plan(steps=0, lr=1e-3, pruning=Pruning(final=0.7, start=0.7, prune_until=0.0))
+    model, result = run(tmp_path, ids, plan)
+    assert masks.measure(model)["prunable"] == pytest.approx(0.7, abs=1e-3)
+    assert result["tokens"] == 0 and result["history"] == []
+
+
+def test_equal_seeds_give_equal_weights_and_others_do_not(tmp_path, ids):
+    prints = [
+        models.fingerprint(run(tmp_path / name, ids, Plan(**{**PLAN.__dict__, "seed": seed}))[0])
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_accumulation_equals_one_large_batch(tmp_path, ids):
+    plans = [Plan(steps=5, lr=1e-3, batch=b, accumulate=a) for b, a in ((8, 1), (2, 4))]
+    histories = [run(tmp_path / str(p.batch), ids, p, dropout=0.0)[1]["history"] for p in plans]
+    for ours, theirs in zip(*histories, strict=True):
+        assert ours["nll"] == pytest.approx(theirs["nll"], abs=1e-4)
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+
+
+def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, ids, monkeypatch):
+    update = training._Run.update
+
+    def poison(self, lr):
+        update(self, lr)
+        if self.step == 6:
+            self.model.transformer.ln_f.weight.data[0] = math.nan
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "update", poison)
+        with pytest.raises(
+            FloatingPointError, match="loss: nan at step 7; the checkpoint of step 5"
+        ):
+            run(tmp_path / "cut", ids, save_every=0)
+    resumed, _ = run(tmp_path / "cut", ids)
+    whole, _ = run(tmp_path / "whole", ids)
+    assert models.fingerprint(resumed) == models.fingerprint(whole)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, ids, monkeypatch):
+    interrupted(monkeypatch, tmp_path, ids, 5)
+    (path,) = tmp_path.rglob("resume.safetensors")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ParameterError, match=r"checkpoint: .*resume.safetensors' is damaged"):
+        run(tmp_path, ids)
+
+
+def test_every_token_is_seen_once_an_epoch():
+    rows = [row for index in range(25) for row in training.batch_rows(50, 4, index, seed=3)]
+    assert sorted(rows[:50]) == sorted(rows[50:]) == list(range(50)) and rows[:50] != rows[50:]
+
+
+def test_learning_rate_rises_then_falls_to_zero():
+    plan = Plan(steps=100, lr=1.0, warmup=0.1)
+    factors = [training.lr_factor(step, plan) for step in range(100)]
+    assert factors[0] < 0.1 and max(factors) == factors[10] == 1.0 and factors[-1] < 0.001
+    assert factors[10:] == sorted(factors[10:], reverse=True)
