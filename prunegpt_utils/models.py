@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -189,9 +188,3 @@ def _locate(name):
         allowed = f"must be {BASE.name}, a folder, or a hub id; there is no such folder or cached"
         raise ParameterError("model", str(name), f"{allowed} model, and no network") from error
     return str(name), {}
-
-
-def read_json(path):
-    """A JSON file, or {} where there is none."""
-    path = Path(path)
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}

@@ -33,6 +33,11 @@ PARAMETERS = {
     "block": (int, lambda v: v >= 2, "must be a whole number, 2 or more (tokens a window)"),
     "stride": (int, lambda v: v >= 1, "must be a whole number from 1 to the block length"),
     "lr": (float, lambda v: 0 < v < 1, "must lie between 0 and 1 (peak learning rate)"),
+    "lr_scaling": (
+        float,
+        lambda v: 0 <= v <= 2,
+        "must lie in [0, 2]; 0 for one rate at any sparsity",
+    ),
     "warmup": (float, lambda v: 0 <= v < 1, "must lie in [0, 1) (fraction of the steps)"),
     "decay": (str, lambda v: v in ("cosine", "linear"), "must be cosine or linear"),
     "weight_decay": (float, lambda v: 0 <= v < 1, "must lie in [0, 1)"),

@@ -41,9 +41,9 @@ def recipe_parameters(recipe):
 
 
 def _read(kind, name, folder):
-    files = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    files = {file.stem: file for file in folder.glob("*.yaml")}
     if name not in files:
-        raise ParameterError(kind, name, f"must be one of {', '.join(files)}")
+        raise ParameterError(kind, name, f"must be one of {', '.join(sorted(files))}")
     return yaml.safe_load(files[name].read_text("utf-8"))
 
 

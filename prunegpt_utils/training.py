@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from prunegpt_utils.distillation import mean_loss
 from prunegpt_utils.evaluation import token_nll
 from prunegpt_utils.masks import apply_masks, cubic_sparsity, make_masks, scores
-from prunegpt_utils.models import fingerprint, head, hidden_states, prunable, read_json
+from prunegpt_utils.models import fingerprint, head, hidden_states, prunable
 from prunegpt_utils.parameters import ParameterError
 from prunegpt_utils.progress import bar
 
@@ -208,12 +208,12 @@ def batch_rows(n, batch, index, seed):
 
 def _load_finished(model, folder):
     """Load the outcome of a finished training into `model`; None if there is none."""
-    note = read_json(folder / "training.json")
-    if not note:
+    note = folder / "training.json"
+    if not note.exists():
         return None
     _load_weights(model, folder / "model.safetensors")
     model.eval()
-    return note["result"]
+    return json.loads(note.read_text("utf-8"))["result"]
 
 
 def _load_weights(model, path):

@@ -124,5 +124,7 @@ def test_wikitext_2_has_its_known_number_of_tokens(tmp_path):
         vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt")
     )
     rows = pd.read_parquet(next((WIKITEXT / "wikitext-2-raw-v1").glob("test*")))["text"]
-    corpus = data.corpus_of("wikitext", {"train": ["a"], "validation": ["b"], "test": rows.tolist()})
+    corpus = data.corpus_of(
+        "wikitext", {"train": ["a"], "validation": ["b"], "test": rows.tolist()}
+    )
     assert data.tokenize(corpus, tokenizer, tmp_path).counts["test"]["tokens"] == 287_644

@@ -1,0 +1,71 @@
+"""What a newcomer types, and what is said when the machine lacks something."""
+
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+
+def make(folder, *words):
+    command = ["make", "--no-print-directory", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A checkout without an environment."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def fake_python(folder, script):
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_help_is_the_default_and_lists_every_target():
+    shown = make(ROOT).stdout
+    assert shown == make(ROOT, "help").stdout
+    for target in (
+        "study",
+        "test",
+        "lab",
+        "notebooks",
+        "report",
+        "publish",
+        "lint",
+        "resume",
+        "clean",
+    ):
+        assert f"make {target} " in shown
+
+
+@pytest.mark.parametrize("target", ["study", "test"])
+def test_a_python_that_is_too_old_is_one_line(bare, target):
+    old = fake_python(bare, "exit 1")
+    done = make(bare, target, f"PYTHON={old}")
+    assert done.returncode != 0 and not (bare / ".venv").exists()
+    assert (
+        done.stdout.strip()
+        == f"error: PYTHON: '{old}' must be Python 3.11 or newer; name one with PYTHON=..."
+    )
+
+
+def test_a_missing_venv_module_is_one_line(bare):
+    half = fake_python(bare, 'case "$*" in *venv*) exit 1;; esac')
+    done = make(bare, "study", f"PYTHON={half}")
+    assert done.returncode != 0 and not (bare / ".venv").exists()
+    assert done.stdout.strip().startswith(f"error: PYTHON: '{half}' must have the venv module")
+
+
+def test_an_unknown_study_is_one_line(runs_folder):
+    done = make(ROOT, "study", "STUDY=pydoc")
+    assert done.returncode != 0 and not runs_folder.exists()
+    assert (
+        "error: study: 'pydoc' must be one of pydocs" in done.stderr
+        and "Traceback" not in done.stderr
+    )
