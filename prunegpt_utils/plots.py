@@ -81,7 +81,7 @@ def one_shot_curves(curve):
         axes.plot(rows.index, rows, marker=marker, color=colour, label=label, markersize=5)
     axes.set(
         yscale="log", xlabel="sparsity of the block matrices", ylabel="validation perplexity",
-        title="Half of the weights go almost unnoticed, if the right half is chosen",
+        title="Cut once, nothing retrained",
     )  # fmt: skip
     _percent(axes)
     _plain_log(axes)
