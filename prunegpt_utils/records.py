@@ -15,7 +15,7 @@ from prunegpt_utils.parameters import ParameterError
 
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 _PACKAGES = ("torch", "transformers", "numpy")
-_MACHINE = ("precision",)  # parameters that may differ without making it another run
+_ASIDE = ("replace_base",)  # parameters that do not change what is measured
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def open_run(notebook, parameters):
     known = read(run.folder / "records" / f"{run.name}.json")
     for name, value in parameters.items() if known else ():
         was = known["parameters"].get(name)
-        if was != value and name not in _MACHINE:
+        if was != value and name not in _ASIDE:
             allowed = f"differs from {was!r}, which made the record {run.name} of this study"
             raise ParameterError(name, value, f"{allowed}; choose another study name")
     there = next(part for part in (run.folder, *run.folder.parents) if part.exists())

@@ -48,7 +48,10 @@ def notebook_html(path):
             cell.source = re.sub(
                 r"\]\(\w+\.ipynb\)|\]\(\.\./README\.md\)", "](index.html)", cell.source
             )
-    body, _ = HTMLExporter(template_name="basic").from_notebook_node(notebook)
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
+    )
+    body, _ = exporter.from_notebook_node(notebook)
     return re.sub(r"<script.*?</script>", "", body, flags=re.S)
 
 
