@@ -162,8 +162,9 @@ def write_on(model, tokenizer, prompt, tokens=48):
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
     mask = torch.ones_like(ids)
     pad = tokenizer.eos_token_id
+    room = getattr(model.config, "max_position_embeddings", ids.shape[1] + tokens) - ids.shape[1]
     written = model.generate(
-        ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False,
+        ids, attention_mask=mask, max_new_tokens=min(tokens, room), do_sample=False,
         no_repeat_ngram_size=3, pad_token_id=pad, use_cache=True,
     )  # fmt: skip
     return tokenizer.decode(written[0, ids.shape[1] :])
