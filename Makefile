@@ -38,11 +38,13 @@ report: $(STAMP)  ## write the HTML report of a study anew
 publish: $(STAMP)  ## copy a finished study's records and figures into the repository
 	@$(BIN)/python -m prunegpt_utils publish $(STUDY)
 
+# 05_results reads the published records here, so that its links lead to files of the repository.
 notebooks: $(STAMP)  ## execute the notebooks in place, at their default parameters
-	@for name in $(NOTEBOOKS); do echo "  $$name"; \
-	$(BIN)/python -m papermill notebooks/$$name.ipynb $(VENV)/$$name.ipynb --kernel python3 \
-	  --no-progress-bar > $(VENV)/$$name.log 2>&1 || { tail -n 3 $(VENV)/$$name.log; exit 1; }; \
-	$(BIN)/python -m prunegpt_utils tidy $(VENV)/$$name.ipynb && mv $(VENV)/$$name.ipynb notebooks/; done
+	@for name in $(NOTEBOOKS); do echo "  $$name"; out=$(VENV)/$$name; runs="$(PRUNEGPT_RUNS)"; \
+	test $$name != 05_results || runs="$(CURDIR)/$(VENV)/published"; \
+	PRUNEGPT_RUNS="$$runs" $(BIN)/python -m papermill notebooks/$$name.ipynb $$out.ipynb \
+	  --kernel python3 --no-progress-bar > $$out.log 2>&1 || { tail -n 3 $$out.log; exit 1; }; \
+	$(BIN)/python -m prunegpt_utils tidy $$out.ipynb && mv $$out.ipynb notebooks/; done
 
 pretraining: $(STAMP)  ## make the embedded base model again (about an hour of two cores)
 	@$(BIN)/pip install --quiet -c constraints.txt -e '.[pretraining]'

@@ -164,7 +164,9 @@ def _execute(run, folder):
     source = records.ROOT / "notebooks" / f"{run.notebook}.ipynb"
     target = folder / "notebooks" / f"{run.name}.ipynb"
     try:
-        papermill.execute_notebook(source, target, run.parameters, kernel_name="python3")
+        papermill.execute_notebook(
+            source, target, run.parameters, kernel_name="python3", progress_bar=False
+        )
     except papermill.PapermillExecutionError as error:
         if error.ename == "ParameterError":
             raise ParameterError(error.evalue) from error

@@ -48,6 +48,13 @@ def test_parameters_are_typed_literals_with_help(path):
         assert re.fullmatch(r'\w+: (str|int|float|bool) = ("[^"]*"|[\w.]+)  # [^=]+', line), line
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS[:-1], ids=lambda path: path.stem)
+def test_a_record_states_the_parameters_that_were_used(path):
+    """A loop variable named like a parameter would change the run and not its record."""
+    (cell,) = [cell for cell in code_cells(path) if "records.write(" in "".join(cell["source"])]
+    assert "".join(cell["source"]).startswith("assert parameters.read(globals()) == p")
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """The smoke study, run as `make study` runs it, and once more."""

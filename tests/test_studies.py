@@ -94,3 +94,29 @@ def test_constraints_pin_every_dependency():
     pinned = {line.split("==")[0] for line in lines if "==" in line}
     for group in (project["dependencies"], *project["optional-dependencies"].values()):
         assert {item.split(">=")[0] for item in group} <= pinned
+
+
+def test_a_run_made_with_another_text_is_not_built_upon():
+    """Changing `data` but not the study name must not mix two texts."""
+    p = {"study": "smoke", "recipe": "gradual", "seed": 0, "sparsity": 0.9, "start": "dense"}
+    p |= {"model": "pydocs-base", "data": "mine.txt", "block": 64}
+    theirs = p | {"recipe": "dense", "sparsity": 0.0, "data": "pydocs"}
+    records.write(records.open_run("01_baselines", theirs), metrics={})
+    assert studies.require("start", p | {"data": "pydocs"})["run"] == "dense-seed0"
+    with pytest.raises(
+        ParameterError, match="data: 'mine.txt' differs from 'pydocs' of dense-seed0"
+    ):
+        studies.require("start", p)
+
+
+def test_start_and_teacher_may_name_a_model_instead_of_a_run():
+    p = {
+        "study": "smoke",
+        "recipe": "x",
+        "seed": 0,
+        "model": "pydocs-base",
+        "start": "",
+        "teacher": "gpt2",
+    }
+    assert studies.model_of("start", p) == "pydocs-base"
+    assert studies.model_of("teacher", p) == "gpt2"
