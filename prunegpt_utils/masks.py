@@ -5,8 +5,6 @@ import torch
 
 from prunegpt_utils.models import prunable
 
-SCOPES = ("global", "uniform")
-
 
 def scores(model, criterion="magnitude", seed=0):
     """How much each prunable weight matters; the lowest scores go first.
