@@ -32,6 +32,27 @@ def token_losses(logits, labels, teacher_logits=None, alpha=0.0, temperature=1.0
     return (1 - alpha) * F.cross_entropy(logits, labels, reduction="none") + alpha * divergence
 
 
+def _losses_and_gradients(logits, labels, teacher_logits, alpha, temperature):
+    """What `token_losses` gives, and its gradient with respect to the student's logits.
+
+    (1 - alpha) * (softmax(s) - label) + alpha * T * (softmax(s / T) - softmax(t / T)): three
+    exponentials a logit, of which automatic differentiation would take three times as many.
+    """
+    rows, plain = torch.arange(len(labels), device=labels.device), F.log_softmax(logits, dim=-1)
+    losses = -plain[rows, labels]
+    gradient = plain.exp_()
+    gradient[rows, labels] -= 1
+    if teacher_logits is None or alpha == 0:
+        return losses, gradient
+    student = F.log_softmax(logits / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    target = teacher.exp()
+    divergence = torch.linalg.vecdot(target, teacher.sub_(student))
+    losses = (1 - alpha) * losses + alpha * temperature**2 * divergence
+    gradient.mul_(1 - alpha).add_(student.exp_().sub_(target), alpha=alpha * temperature)
+    return losses, gradient
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """Mean of `token_losses` over tokens, `chunk` tokens at a time.
 
@@ -47,15 +68,13 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         for start in range(0, len(labels), chunk):
             part = slice(start, start + chunk)
-            teacher_logits = F.linear(teacher[0][part], teacher[1]) if teacher else None
-            with torch.enable_grad():
-                logits = F.linear(hidden[part], matrix).detach().float().requires_grad_()
-                loss = token_losses(logits, labels[part], teacher_logits, **options).sum()
-                (grad,) = torch.autograd.grad(loss, logits)
-            grad = (grad / len(labels)).to(hidden.dtype)
-            total += loss.detach()
-            grad_hidden[part] = grad @ matrix
-            grad_weight += grad.T @ hidden[part]
+            logits = F.linear(hidden[part], matrix).float()
+            taught = F.linear(teacher[0][part], teacher[1]) if teacher else None
+            losses, gradient = _losses_and_gradients(logits, labels[part], taught, **options)
+            gradient = (gradient / len(labels)).to(hidden.dtype)
+            total += losses.sum()
+            grad_hidden[part] = gradient @ matrix
+            grad_weight += gradient.T @ hidden[part]
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total / len(labels)
 
@@ -66,7 +85,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return grad * grad_hidden, grad * grad_weight, None, None, None, None
 
 
-def mean_loss(hidden, weight, labels, teacher=None, alpha=0.0, temperature=1.0, chunk=256):
+def mean_loss(hidden, weight, labels, teacher=None, alpha=0.0, temperature=1.0, chunk=128):
     """Mean loss over all tokens of a batch, whatever its shape (see `token_losses`).
 
     Args:

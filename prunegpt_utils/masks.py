@@ -6,20 +6,26 @@ import torch
 from prunegpt_utils.models import prunable
 
 
-def scores(model, criterion="magnitude", seed=0):
+def scores(model, criterion="magnitude", seed=0, squared_gradients=None):
     """How much each prunable weight matters; the lowest scores go first.
 
     Args:
         model: causal language model.
-        criterion: `magnitude`, |w| (Han et al. 2015, arXiv 1506.02626), or `random`, the control.
+        criterion: `magnitude`, |w| (Han et al. 2015, arXiv 1506.02626); `fisher`, w^2 E[g^2], the
+            rise of the loss to second order with the squared gradients g^2 in place of the
+            curvature (LeCun et al. 1990; Theis et al. 2018, arXiv 1801.05787); or `random`, the
+            control.
         seed: of the random scores.
+        squared_gradients: E[g^2] as {name: tensor}, for `fisher`.
 
     Returns:
         {name: float32 tensor in the shape of the weight}.
     """
-    weights = prunable(model)
+    weights = {name: weight.detach().float() for name, weight in prunable(model).items()}
     if criterion == "magnitude":
-        return {name: weight.detach().float().abs() for name, weight in weights.items()}
+        return {name: weight.abs() for name, weight in weights.items()}
+    if criterion == "fisher":
+        return {name: w.square() * squared_gradients[name] for name, w in weights.items()}
     dice = torch.Generator().manual_seed(seed)
     return {name: torch.rand(w.shape, generator=dice).to(w.device) for name, w in weights.items()}
 

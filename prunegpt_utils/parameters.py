@@ -46,7 +46,11 @@ PARAMETERS = {
     "prune_from": (float, lambda v: 0 <= v <= 1, "must lie in [0, 1] (fraction of the steps)"),
     "prune_until": (float, lambda v: 0 <= v <= 1, "must lie in [0, 1] (fraction of the steps)"),
     "scope": (str, lambda v: v in ("global", "uniform"), "must be global or uniform"),
-    "criterion": (str, lambda v: v in ("magnitude", "random"), "must be magnitude or random"),
+    "criterion": (
+        str,
+        lambda v: v in ("magnitude", "fisher", "random"),
+        "must be magnitude, fisher or random",
+    ),
     "alpha": (float, lambda v: 0 <= v <= 1, "must lie in [0, 1] (weight of the teacher)"),
     "temperature": (float, lambda v: 0 < v <= 100, "must lie in (0, 100]"),
     "precision": (str, lambda v: v in ("auto", "bf16", "float32"), "must be auto, bf16 or float32"),

@@ -1,5 +1,7 @@
 """The one training loop: fine-tuning, pruning and distilling differ only in its arguments."""
 
+import contextlib
+import ctypes
 import hashlib
 import json
 import math
@@ -109,9 +111,11 @@ def train(model, windows, validation, folder, plan, teacher=None, save_every=60,
         "data": _digest(windows, validation),
     }
     folder = Path(folder, hashlib.sha256(json.dumps(arguments).encode()).hexdigest()[:16])
+    _keep_freed_memory()
     result = _load_finished(model, folder)
     if result is None:
         run = _Run(model, folder, plan, arguments)
+        run.calibrate = lambda: squared_gradients(model, windows, plan, teacher)
         run.resume()
         _loop(run, windows, validation, teacher, save_every, label)
         result = run.finish()
@@ -168,6 +172,29 @@ def batch_loss(model, rows, plan, teacher=None):
     if plan.precision == "bf16":
         hidden = hidden.to(torch.bfloat16)
     return mean_loss(hidden, head(model), labels, taught, plan.alpha, plan.temperature)
+
+
+def squared_gradients(model, windows, plan, teacher=None, batches=16):
+    """Mean squared gradient of every prunable weight: the diagonal of the empirical Fisher matrix.
+
+    Training has these for nothing, as Adam's second moments; this is for a model at rest.
+
+    Args:
+        model, windows, plan, teacher: as for `train`; the weights stay as they are.
+        batches: how many batches of windows to average over.
+
+    Returns:
+        {name: float32 tensor in the shape of the weight}.
+    """
+    weights = prunable(model)
+    sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for index in range(batches):
+        rows = batch_rows(len(windows), plan.batch, index, plan.seed)
+        batch_loss(model, windows[rows], plan, teacher).backward()
+        for name, weight in weights.items():
+            sums[name] += weight.grad.square()
+        model.zero_grad(set_to_none=True)
+    return {name: total / batches for name, total in sums.items()}
 
 
 def autocast(model, precision):
@@ -248,9 +275,17 @@ class _Run:
         pruning = self.plan.pruning
         wanted = pruning and pruning.sparsity(self.step, self.plan.steps)
         if wanted is not None and wanted != self.sparsity:
-            scored = scores(self.model, pruning.criterion, self.plan.seed)
+            gradients = self.squared_gradients() if pruning.criterion == "fisher" else None
+            scored = scores(self.model, pruning.criterion, self.plan.seed, gradients)
             self.masks, self.sparsity = make_masks(scored, wanted, pruning.scope), wanted
             apply_masks(self.model, self.masks)
+
+    def squared_gradients(self):
+        """Adam's second moments; before the first step there are none, so they are measured."""
+        moments = self.optimizer.state
+        if not moments:
+            return self.calibrate()
+        return {name: moments[w]["exp_avg_sq"] for name, w in prunable(self.model).items()}
 
     def update(self, lr):
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
@@ -356,6 +391,19 @@ class _Run:
         part.replace(self.folder / "training.json")
         (self.folder / "resume.safetensors").unlink(missing_ok=True)
         return result
+
+
+def _keep_freed_memory():
+    """Ask glibc not to hand freed memory back to the system; other C libraries are left alone.
+
+    Otherwise every step gets its activations as fresh pages, which the kernel clears one by one:
+    a tenth to a fifth of the time of a small model on a CPU.
+    """
+    trim_threshold, mmap_threshold, most = -1, -3, 1 << 30
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(trim_threshold, most)
+        mallopt(mmap_threshold, most)
 
 
 def _digest(*tensors):
