@@ -13,8 +13,8 @@ def scores(model, criterion="magnitude", seed=0, squared_gradients=None):
         model: causal language model.
         criterion: `magnitude`, |w| (Han et al. 2015, arXiv 1506.02626); `fisher`, w^2 E[g^2], the
             rise of the loss to second order with the squared gradients g^2 in place of the
-            curvature (LeCun et al. 1990; Theis et al. 2018, arXiv 1801.05787); or `random`, the
-            control.
+            curvature (LeCun et al. 1990; Theis et al. 2018, arXiv 1801.05787), as its square root,
+            which ranks the same and cannot underflow; or `random`, the control.
         seed: of the random scores.
         squared_gradients: E[g^2] as {name: tensor}, for `fisher`.
 
@@ -25,7 +25,7 @@ def scores(model, criterion="magnitude", seed=0, squared_gradients=None):
     if criterion == "magnitude":
         return {name: weight.abs() for name, weight in weights.items()}
     if criterion == "fisher":
-        return {name: w.square() * squared_gradients[name] for name, w in weights.items()}
+        return {name: w.abs() * squared_gradients[name].sqrt() for name, w in weights.items()}
     dice = torch.Generator().manual_seed(seed)
     return {name: torch.rand(w.shape, generator=dice).to(w.device) for name, w in weights.items()}
 

@@ -39,7 +39,7 @@ def perplexity_by_sparsity(table, curve, title):
     figure, axes = plt.subplots(figsize=(8.6, 5.2))
     means = summary(table)
     floor = means[means.recipe == "control"].perplexity.mean()
-    shot = curve[(curve.scope == "global") & (curve.criterion == "magnitude")]
+    shot = curve[(curve.scope == "global") & (curve.criterion == "fisher")]
     shot = shot.groupby("sparsity").perplexity.mean()
     _line(axes, shot.index, shot, None, "one-shot", dashes=":")
     for recipe in ("original", "gradual", "gradual-distilled"):
@@ -68,17 +68,19 @@ def perplexity_by_sparsity(table, curve, title):
 
 
 def one_shot_curves(curve):
-    """Perplexity (log) against sparsity when nothing is retrained: global, uniform, random."""
+    """Perplexity (log) against sparsity when nothing is retrained, a line a score and scope."""
     figure, axes = plt.subplots(figsize=(7.4, 4.2))
     looks = {
-        ("global", "magnitude"): ("smallest weights of all matrices together", "#0072B2", "o"),
-        ("uniform", "magnitude"): ("smallest weights of each matrix", "#E69F00", "s"),
-        ("global", "random"): ("random weights", "#CC79A7", "v"),
+        ("global", "random"): ("at random", "#CC79A7", "v", "-"),
+        ("global", "magnitude"): ("magnitude, of all matrices together", "#E69F00", "o", "-"),
+        ("uniform", "magnitude"): ("magnitude, in each matrix", "#E69F00", "s", "--"),
+        ("uniform", "fisher"): ("Fisher, in each matrix", "#0072B2", "s", "--"),
+        ("global", "fisher"): ("Fisher, of all matrices together", "#0072B2", "o", "-"),
     }
-    for (scope, criterion), (label, colour, marker) in looks.items():
+    for (scope, criterion), (label, colour, marker, dashes) in looks.items():
         rows = curve[(curve.scope == scope) & (curve.criterion == criterion)]
         rows = rows.groupby("sparsity").perplexity.mean()
-        axes.plot(rows.index, rows, marker=marker, color=colour, label=label, markersize=5)
+        axes.plot(rows.index, rows, dashes, marker=marker, color=colour, label=label, markersize=5)
     axes.set(
         yscale="log", xlabel="sparsity of the block matrices", ylabel="validation perplexity",
         title="Cut once, nothing retrained",

@@ -55,6 +55,15 @@ def test_random_scores_depend_on_the_seed_alone(model):
     assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
 
 
+def test_fisher_scores_order_weights_by_the_rise_of_the_loss(model):
+    weights = models.prunable(model)
+    slopes = {name: torch.rand_like(weight) for name, weight in weights.items()}
+    scored = masks.scores(model, "fisher", squared_gradients=slopes)
+    for name, weight in weights.items():
+        rise = weight.detach() ** 2 * slopes[name]
+        assert torch.equal(scored[name].flatten().argsort(), rise.flatten().argsort())
+
+
 def test_tied_embedding_is_never_prunable(model):
     names = models.prunable(model)
     assert not any("wte" in name or "wpe" in name or "lm_head" in name for name in names)

@@ -1,6 +1,8 @@
 import math
+from dataclasses import replace
 
 import pytest
+import torch
 from conftest import tiny_gpt2
 
 from prunegpt_utils import masks, models, training
@@ -36,9 +38,11 @@ def interrupted(monkeypatch, folder, ids, at, plan=PLAN):
 
 
 @pytest.mark.parametrize("at", [2, 9, 12, 20])
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_resume_is_bitwise(tmp_path, ids, monkeypatch, at, precision):
-    plan = Plan(**{**PLAN.__dict__, "precision": precision})
+@pytest.mark.parametrize("options", [("float32", "magnitude"), ("bf16", "fisher")])
+def test_resume_is_bitwise(tmp_path, ids, monkeypatch, at, options):
+    precision, criterion = options
+    pruning = replace(PRUNED, criterion=criterion)
+    plan = replace(PLAN, precision=precision, pruning=pruning)
     whole, result = run(tmp_path / "whole", ids, plan)
     interrupted(monkeypatch, tmp_path / "cut", ids, at, plan)
     assert list((tmp_path / "cut").rglob("resume.safetensors"))
@@ -57,7 +61,7 @@ def test_a_finished_run_is_loaded_not_repeated(tmp_path, ids, monkeypatch):
 
 def test_other_arguments_are_another_run(tmp_path, ids):
     run(tmp_path, ids)
-    run(tmp_path, ids, Plan(**{**PLAN.__dict__, "lr": 2e-2}))
+    run(tmp_path, ids, replace(PLAN, lr=2e-2))
     run(tmp_path, ids, seed=3)
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -88,7 +92,7 @@ def test_no_steps_prunes_at_once(tmp_path, ids):
 
 def test_equal_seeds_give_equal_weights_and_others_do_not(tmp_path, ids):
     prints = [
-        models.fingerprint(run(tmp_path / name, ids, Plan(**{**PLAN.__dict__, "seed": seed}))[0])
+        models.fingerprint(run(tmp_path / name, ids, replace(PLAN, seed=seed))[0])
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     ]
     assert prints[0] == prints[1] != prints[2]
@@ -127,6 +131,30 @@ def test_a_damaged_checkpoint_is_named(tmp_path, ids, monkeypatch):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ParameterError, match=r"checkpoint: .*resume.safetensors' is damaged"):
         run(tmp_path, ids)
+
+
+def test_squared_gradients_are_those_of_single_batches(ids):
+    model, text, plan = tiny_gpt2(), windows(ids, 16), replace(PLAN, pruning=None, alpha=0.0)
+    before = models.fingerprint(model)
+    ours = training.squared_gradients(model, text, plan, batches=3)
+    name, weight = next(iter(models.prunable(model).items()))
+    wanted = torch.zeros_like(weight)
+    for index in range(3):
+        rows = text[training.batch_rows(len(text), plan.batch, index, plan.seed)]
+        loss = model(input_ids=rows[:, :-1]).logits.flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(loss, rows[:, 1:].flatten())
+        wanted += torch.autograd.grad(loss, weight)[0] ** 2 / 3
+    torch.testing.assert_close(ours[name], wanted, rtol=1e-3, atol=1e-9)
+    assert models.fingerprint(model) == before and weight.grad is None
+
+
+def test_fisher_scores_use_what_training_knows(tmp_path, ids):
+    """The first cut has no gradients yet and measures them; the later ones take Adam's."""
+    plan = replace(PLAN, pruning=replace(PRUNED, criterion="fisher"))
+    by_fisher, _ = run(tmp_path, ids, plan)
+    by_size, _ = run(tmp_path, ids)
+    assert masks.measure(by_fisher)["prunable"] == pytest.approx(0.9, abs=1e-4)
+    assert masks.by_matrix(by_fisher) != masks.by_matrix(by_size)
 
 
 def test_every_token_is_seen_once_an_epoch():
