@@ -14,10 +14,10 @@ SNAKEMAKE = $(BIN)/snakemake --snakefile studies/Snakefile --directory "$(RUNS)"
 export JUPYTER_PLATFORM_DIRS = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help study resume report publish notebooks pretraining lab test lint clean
+.PHONY: help study resume report publish notebooks pretraining verify-gpt2 lab test lint clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo "  Choose a study with STUDY=pydocs (default), pydocs-full or smoke; cores with JOBS=2."
 
 study: $(STAMP)  ## run a study: from the pretrained model to table, figure and report
@@ -49,6 +49,9 @@ notebooks: $(STAMP)  ## execute the notebooks in place, at their default paramet
 pretraining: $(STAMP)  ## make the embedded base model again (about an hour of two cores)
 	@$(BIN)/pip install --quiet -c constraints.txt -e '.[pretraining]'
 	@$(MAKE) --no-print-directory notebooks NOTEBOOKS=00_pretraining
+
+verify-gpt2: $(STAMP)  ## measure the real GPT-2 against the values others report (needs its weights)
+	@$(BIN)/python benchmarks/verify_gpt2.py
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks/01_baselines.ipynb

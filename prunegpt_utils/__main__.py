@@ -28,6 +28,8 @@ def check(study):
     from prunegpt_utils import studies
 
     studies.plan(study)
+    for recipe, need in studies.context(study)["missing"].items():
+        print(f"  left out: {recipe}, which needs {need}")
 
 
 def line(record):
@@ -50,11 +52,11 @@ def failure(log):
 
 def finish(study):
     """Print the table and where figure and report are."""
-    from prunegpt_utils import tables
+    from prunegpt_utils import studies, tables
 
     found, _ = records.read_study(study)
     folder = records.study_folder(study)
-    print(tables.plain(tables.frame(found)))
+    print(tables.plain(tables.frame(found, **studies.context(study))))
     print(f"\nfigure  {folder / 'figures' / 'perplexity.png'}")
     print(f"report  {folder / 'report' / 'index.html'}")
 

@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from prunegpt_utils.hub import fetch
 from prunegpt_utils.parameters import ParameterError
 
 SPLITS = ("train", "validation", "test")
@@ -33,11 +34,13 @@ class Corpus:
         name: what the user asked for (`pydocs`, a file name, a folder name).
         splits: {split: list of documents}.
         sha256: hash of all documents and where they belong.
+        revision: the hub's commit it came from, or None.
     """
 
     name: str
     splits: dict
     sha256: str
+    revision: str | None = None
 
     def text(self, split):
         """One string: the documents of `split`, joined as the perplexity protocol asks."""
@@ -45,49 +48,87 @@ class Corpus:
 
 
 @dataclass
+class Laid:
+    """Token sequences of one split, one after the other, as a protocol wants them.
+
+    Attributes:
+        ids: int64 tensor of shape (tokens,).  lengths: of the sequences, which sum to `tokens`.
+        words, bytes: of the text that the tokens stand for.
+    """
+
+    ids: torch.Tensor
+    lengths: list
+    words: int
+    bytes: int
+
+    @property
+    def tokens(self):
+        return len(self.ids)
+
+
+@dataclass
 class Tokens:
     """A corpus as token ids.
 
     Attributes:
-        corpus: name of the text.  sha256: hash of the text.
-        ids: {split: int64 tensor of shape (tokens,)}.
-        counts: {split: {"tokens", "words", "bytes"}}.
+        corpus: name of the text.  sha256: hash of the text.  revision: of the hub, or None.
+        ids: {split: int64 tensor of shape (tokens,)}, documents joined by `JOINER`.
+        counts: {split: {"tokens", "words", "bytes"}} of `ids`.
+        laid: {layout: {split: Laid}} of validation and test: `joined` is one sequence, the same
+            as `ids`; `rows` has one sequence a thousand documents, run together without a
+            separator; `pages` has one a page, de-tokenised, with an end-of-text token before it.
     """
 
     corpus: str
     sha256: str
+    revision: str | None
     ids: dict
     counts: dict
+    laid: dict
+
+    @property
+    def about(self):
+        """What a record says of the text."""
+        return {
+            "name": self.corpus, "sha256": self.sha256, "revision": self.revision,
+            "train_tokens": len(self.ids["train"]),
+        }  # fmt: skip
 
 
 def load_text(name, cache):
     """Text by name.
 
     Args:
-        name: `pydocs`, or the path of a .txt, .jsonl or .parquet file, or of a folder of them.
-            A file whose name starts with train, valid or test is that split; else documents
-            are split by a hash of their content, 90 : 5 : 5.
+        name: `pydocs`; or the path of a .txt, .jsonl or .parquet file, or of a folder of them; or
+            a data set of the hub, with its configuration behind a colon, such as
+            `Salesforce/wikitext:wikitext-2-raw-v1`. Splits are those of the data set, or of
+            files whose names start with train, valid and test; else documents are split by a
+            hash of their content, 90 : 5 : 5.
         cache: folder that keeps what is slow to collect.
 
     Returns:
         Corpus.
 
     Raises:
-        ParameterError: unknown name, empty or binary text, or a split without text.
+        ParameterError: unknown name, empty or binary text, no field named text, or a split
+            without text.
     """
+    path, revision = Path(name).expanduser(), None
     if name == "pydocs":
         splits = split_documents(_cached(pydocs, Path(cache, f"pydocs-{_interpreter()}.json")))
+    elif _HUB_NAME.fullmatch(name) and not path.exists():
+        splits, revision = _read_hub(name, cache)
     else:
-        splits = _read_path(name, Path(name).expanduser())
+        splits = _read_path(name, path)
     for split in SPLITS:
         if not any(document.strip() for document in splits[split]):
             raise ParameterError("data", name, f"has no text in its {split} split")
-    return corpus_of(Path(name).stem, splits)
+    return corpus_of(path.stem.replace(":", "-"), splits, revision)
 
 
-def corpus_of(name, splits):
+def corpus_of(name, splits, revision=None):
     """Corpus of {split: documents}, with its hash."""
-    return Corpus(name, splits, _sha256(json.dumps(splits, sort_keys=True)))
+    return Corpus(name, splits, _sha256(json.dumps(splits, sort_keys=True)), revision)
 
 
 def split_documents(documents):
@@ -220,29 +261,116 @@ def tokenize(corpus, tokenizer, cache):
         Tokens.
     """
     key = _sha256(corpus.sha256 + tokenizer.backend_tokenizer.to_str())[:16]
-    path = Path(cache, f"tokens-{corpus.name}-{key}.safetensors")
+    path = Path(cache, f"ids-{corpus.name}-{key}.safetensors")
     if not path.exists():
-        texts = {split: corpus.text(split) for split in SPLITS}
-        ids = {split: _encode(text, tokenizer) for split, text in texts.items()}
-        counts = {
-            split: {
-                "tokens": len(ids[split]),
-                "words": len(text.split()),
-                "bytes": len(text.encode("utf-8", "surrogatepass")),
-            }
-            for split, text in texts.items()
-        }
-        metadata = {"counts": json.dumps(counts)}
-        _write(path, lambda part: save_file(ids, part, metadata))
+        laid = {f"joined.{split}": _joined(corpus.splits[split], tokenizer) for split in SPLITS}
+        for split in SPLITS[1:]:
+            laid[f"rows.{split}"] = _rows(corpus.splits[split], tokenizer)
+            laid[f"pages.{split}"] = _pages(corpus.splits[split], tokenizer)
+        note = {name: [text.lengths, text.words, text.bytes] for name, text in laid.items()}
+        ids = {name: text.ids for name, text in laid.items()}
+        _write(path, lambda part: save_file(ids, part, {"laid": json.dumps(note)}))
     with safe_open(path, "pt") as file:
-        ids = {split: file.get_tensor(split).long() for split in SPLITS}
-        counts = json.loads(file.metadata()["counts"])
-    return Tokens(corpus.name, corpus.sha256, ids, counts)
+        note = json.loads(file.metadata()["laid"])
+        laid = {layout: {} for layout in ("joined", "rows", "pages")}
+        for name, rest in note.items():
+            layout, split = name.split(".")
+            laid[layout][split] = Laid(file.get_tensor(name).long(), *rest)
+    ids = {split: text.ids for split, text in laid["joined"].items()}
+    counts = {
+        split: {"tokens": text.tokens, "words": text.words, "bytes": text.bytes}
+        for split, text in laid["joined"].items()
+    }
+    return Tokens(corpus.name, corpus.sha256, corpus.revision, ids, counts, laid)
 
 
-def _encode(text, tokenizer):
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.int32)
+def _encode(texts, tokenizer):
+    """One list of ids a text."""
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _laid(sequences, words, size):
+    ids = torch.tensor([i for sequence in sequences for i in sequence], dtype=torch.int32)
+    return Laid(ids, [len(sequence) for sequence in sequences], words, size)
+
+
+def _size(text):
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def _joined(documents, tokenizer):
+    text = JOINER.join(documents)
+    return _laid(_encode([text], tokenizer), len(text.split()), _size(text))
+
+
+def _rows(documents, tokenizer, group=1000):
+    """As the example script `run_clm` sees a data set: by rows, in groups of a thousand."""
+    rows, text = _encode(list(documents), tokenizer), "".join(documents)
+    groups = [rows[i : i + group] for i in range(0, len(rows), group)]
+    sequences = [list(itertools.chain(*group)) for group in groups]
+    return _laid(sequences, len(text.split()), _size(text))
+
+
+def _pages(documents, tokenizer):
+    """As lm-eval scores WikiText: pages, natural spacing, words and bytes of the original."""
+    originals = pages(documents)
+    end = tokenizer.eos_token_id
+    spaced = any(_TITLE.fullmatch(row) for row in documents)
+    texts = [natural(page) for page in originals] if spaced else originals
+    sequences = [[end, *row] for row in _encode(texts, tokenizer)]
+    words = sum(len(re.split(r"\s+", page)) for page in originals)
+    return _laid(sequences, words, sum(map(_size, originals)))
+
+
+_TITLE = re.compile(r" = [^=].*[^=] = \n")  # " = Title = "; sections have more equals signs
+
+
+def pages(rows):
+    r"""WikiText's rows as whole pages; documents without such titles are a page each.
+
+    Args:
+        rows: list of str. An empty row stands for the blank line of the original, " \n".
+
+    Returns:
+        list of str.
+    """
+    if not any(_TITLE.fullmatch(row) for row in rows):
+        return [row for row in rows if row.strip()]
+    found = []
+    for row in rows:
+        if _TITLE.fullmatch(row) or not found:
+            found.append("")
+        found[-1] += row or " \n"
+    return [page for page in found if page.strip()]
+
+
+# WikiText writes text as separate words; these rules undo it, in this order. They are those of the
+# usual word-level evaluation, so that its perplexities compare.
+_NATURAL = (
+    (r"s '", "s'"),
+    (r" @([-,.])@ ", r"\1"),
+    *((rf" {re.escape(mark)} ", f"{mark} ") for mark in ":;.!?,"),
+    (r"\(\s*([^\)]*?)\s*\)", r"(\1)"),
+    (r"\[\s*([^\]]*?)\s*\]", r"[\1]"),
+    (r"{\s*([^}]*?)\s*}", r"{\1}"),
+    (r'"\s*([^"]*?)\s*"', r'"\1"'),
+    (r"'\s*([^']*?)\s*'", r"'\1'"),
+    (r"= = = =", "===="),
+    (r"= = =", "==="),
+    (r"= =", "=="),
+    (r" ° ", "°"),
+    (r" \n", "\n"),
+    (r"\n ", "\n"),
+    (r" N ", " 1 "),
+    (r" 's", "'s"),
+)
+
+
+def natural(text):
+    """WikiText with the spacing of ordinary English: "1 @,@ 000 ( one )" is "1,000 (one)"."""
+    for pattern, instead in _NATURAL:
+        text = re.sub(pattern, instead, text)
+    return text
 
 
 def windows(ids, block):
@@ -269,7 +397,9 @@ def _read_path(name, path):
     files = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
     files = [file for file in files if file.suffix in _FORMATS]
     if not files:
-        allowed = f"must be pydocs, or a file or folder of {', '.join(_FORMATS)}"
+        allowed = (
+            f"must be pydocs, a file or folder of {', '.join(_FORMATS)}, or owner/name[:config]"
+        )
         raise ParameterError("data", name, allowed)
     named = {split: [] for split in SPLITS}
     loose = []
@@ -279,6 +409,36 @@ def _read_path(name, path):
     if any(named.values()) and not loose:
         return named
     return split_documents([*loose, *itertools.chain(*named.values())])
+
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+
+
+def _read_hub(name, cache):
+    """({split: documents}, commit) of a data set of the hub, from its cache if it is there."""
+    from datasets import DatasetDict, disable_progress_bars, load_dataset
+
+    repository, _, configuration = name.partition(":")
+    folder = fetch(repository, "dataset", "data", f"{configuration}*", None)
+    disable_progress_bars()
+    # A configuration with a folder of its own needs no data card to be found.
+    which = {"name": configuration or None}
+    if configuration and (folder / configuration).is_dir():
+        which = {"data_dir": configuration}
+    try:
+        found = load_dataset(str(folder), cache_dir=str(Path(cache, "datasets")), **which)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ParameterError("data", name, f"does not load: {reason}") from error
+    found = found if isinstance(found, DatasetDict) else {"train": found}
+    for split, rows in found.items():
+        if "text" not in rows.column_names:
+            allowed = f"has no column named text in its {split} split, only {rows.column_names}"
+            raise ParameterError("data", name, allowed)
+    if all(split in found for split in SPLITS):
+        return {split: found[split]["text"][:] for split in SPLITS}, folder.name
+    texts = itertools.chain(*(rows["text"] for rows in found.values()))
+    return split_documents([text for text in texts if text.strip()]), folder.name
 
 
 def _read_file(name, file):

@@ -2,20 +2,22 @@
 
 import copy
 import hashlib
-import socket
+import math
+import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+from prunegpt_utils.hub import available, fetch
 from prunegpt_utils.parameters import ParameterError
 
 logging.disable_progress_bar()  # loading and saving take seconds; training has a bar of its own
 BASE = Path(__file__).parent / "pydocs-base"  # the embedded pretrained model
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def device():
@@ -23,40 +25,110 @@ def device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_model(name):
+def load_model(name, parameter="model"):
     """A causal language model in float32, in eval mode, on `device()`.
 
     Args:
         name: `pydocs-base`, a folder written by `save_pretrained`, or a hub id.
+        parameter: name of the notebook parameter that asks, for the error.
 
     Returns:
         A stock Hugging Face model.
 
     Raises:
-        ParameterError: nothing by that name, no safetensors, or a damaged checkpoint.
+        ParameterError: nothing by that name, no safetensors, weights that are damaged, not finite
+            or larger than the memory.
     """
-    where, options = _locate(name)
+    folder = locate(name, parameter)
+    _check_weights(folder, name, parameter)
     # On a CPU and at short windows eager attention trains faster than the fused kernel.
     attention = {} if torch.cuda.is_available() else {"attn_implementation": "eager"}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            where, dtype=torch.float32, use_safetensors=True, **attention, **options
+            folder, dtype=torch.float32, use_safetensors=True, **attention
         )
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise ParameterError("model", str(name), f"does not load: {reason}") from error
+        raise ParameterError(parameter, str(name), f"does not load: {reason}") from error
+    for key, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise ParameterError(parameter, str(name), f"has weights that are not finite: {key}")
     model.config.use_cache = False  # training and scoring read whole windows
     return model.to(device()).eval()
 
 
 def load_tokenizer(name):
     """The tokenizer beside the model `name` (see `load_model`)."""
-    where, options = _locate(name)
+    folder = locate(name, "model")
     try:
-        return AutoTokenizer.from_pretrained(where, use_fast=True, **options)
+        return AutoTokenizer.from_pretrained(folder, use_fast=True)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ParameterError("model", str(name), f"has no tokenizer: {reason}") from error
+
+
+def locate(name, parameter="model"):
+    """Folder of a model: in the package, on disk, in the hub's cache, or downloaded from it."""
+    if name == BASE.name:
+        return BASE
+    if Path(name).is_dir():
+        if not Path(name, "config.json").exists():
+            raise ParameterError(parameter, str(name), "must hold a config.json and safetensors")
+        return Path(name)
+    if not _HUB_ID.fullmatch(str(name)):
+        allowed = f"must be {BASE.name}, a folder, or a hub id; there is no such folder"
+        raise ParameterError(parameter, str(name), allowed)
+    return fetch(
+        str(name), "model", parameter, "*.safetensors", ["*.json", "*.txt", "*.safetensors"]
+    )
+
+
+def at_hand(name):
+    """Whether `load_model(name)` would find weights: here, in the hub's cache or on the hub."""
+    return name == BASE.name or Path(name).is_dir() or available(name, "model", "*.safetensors")
+
+
+def describe(name, model):
+    """What a record says of a model: its name, the hub's commit or None, its parameters."""
+    folder = locate(name)
+    revision = folder.name if folder.parent.name == "snapshots" else None
+    return {"name": str(name), "revision": revision, **count(model)}
+
+
+def _check_weights(folder, name, parameter):
+    """Refuse pickled weights, and weights that memory cannot hold, before reading them."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = next(iter([*folder.glob("*.bin"), *folder.glob("*.pt")]), None)
+        allowed = "has no safetensors file"
+        if pickled:
+            allowed += (
+                f", only {pickled.name}: a pickle runs code when it is read; convert it first"
+            )
+        raise ParameterError(parameter, str(name), allowed)
+    try:
+        needed = sum(_float32_bytes(file) for file in files)
+    except (SafetensorError, OSError) as error:
+        raise ParameterError(parameter, str(name), f"does not load: {error}") from error
+    free = _free_memory()
+    if needed > free:
+        allowed = f"needs {needed / 2**30:.1f} GiB in float32; {free / 2**30:.1f} GiB is free"
+        raise ParameterError(parameter, str(name), allowed)
+
+
+def _float32_bytes(file):
+    with safe_open(file, "pt") as tensors:
+        shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118
+    return 4 * sum(math.prod(shape) for shape in shapes)
+
+
+def _free_memory():
+    """Bytes that a model may take: of the accelerator, else of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    import psutil
+
+    return psutil.virtual_memory().available
 
 
 def save_model(model, tokenizer, folder):
@@ -168,24 +240,3 @@ def write_on(model, tokenizer, prompt, tokens=48):
         no_repeat_ngram_size=3, pad_token_id=pad, use_cache=True,
     )  # fmt: skip
     return tokenizer.decode(written[0, ids.shape[1] :])
-
-
-def _locate(name):
-    """(folder or hub id, options): looks in the package, on disk, in the hub cache, on the hub."""
-    if name == BASE.name:
-        name = BASE
-    if Path(name).is_dir():
-        if not Path(name, "config.json").exists():
-            raise ParameterError("model", str(name), "must hold a config.json and safetensors")
-        return Path(name), {}
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(str(name), "config.json"), str):
-        return str(name), {"local_files_only": True}
-    host = urlsplit(constants.ENDPOINT).hostname
-    try:
-        socket.create_connection((host, 443), timeout=3).close()
-    except OSError as error:
-        allowed = f"must be {BASE.name}, a folder, or a hub id; there is no such folder or cached"
-        raise ParameterError("model", str(name), f"{allowed} model, and no network") from error
-    return str(name), {}

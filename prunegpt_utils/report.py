@@ -28,7 +28,12 @@ def build(study):
     for path in pages:
         page = _page(path.stem, notebook_html(path))
         (target / f"{path.stem}.html").write_text(page, "utf-8")
-    body = _index(study, tables.frame(found), folder / "figures", {path.stem for path in pages})
+    body = _index(
+        study,
+        tables.frame(found, **studies.context(study)),
+        folder / "figures",
+        {path.stem for path in pages},
+    )
     (target / "index.html").write_text(_page(f"PruneGPT: {study}", body), "utf-8")
     return target / "index.html"
 
@@ -60,7 +65,7 @@ def _index(study, table, figures, pages):
         record = f'<a href="records/{run}.json">record</a>'
         return f'<a href="{run}.html">seed {seed}</a> ({record})' if run in pages else record
 
-    cells = [html.escape(heading) for heading in tables.HEADINGS]
+    cells = [html.escape(heading) for heading in tables.headings(table)]
     lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in cells) + "</tr>"]
     for *texts, links in tables.rows(table, link):
         cells = [html.escape(text) for text in texts] + [links]
@@ -111,7 +116,7 @@ def with_results(text, study):
     found = [
         records.read(path) for path in sorted((records.ROOT / "results" / study).glob("*.json"))
     ]
-    table = tables.frame(found)
+    table = tables.frame(found, **studies.context(study))
     for kind, content in (
         ("answer", tables.answer(table)),
         ("table", tables.markdown(table, f"results/{study}")),

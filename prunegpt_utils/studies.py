@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import yaml
 
 from prunegpt_utils import parameters, records
+from prunegpt_utils.models import at_hand
 from prunegpt_utils.parameters import ParameterError
 
 # Parameters that name another run by its recipe.
 LINKS = ("start", "teacher", "curve", "untaught")
 # Parameters in which all runs of a study agree, so that one may stand on another.
-SHARED = ("model", "data", "block")
+SHARED = ("model", "data", "block", "protocol")
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,11 @@ def plan(study):
     overrides both. Every value is checked here, before the first run.
     """
     content, runs = load(study), {}
+    absent = _absent(content)
     for notebook, entries in content["notebooks"].items():
         for recipe in entries:
+            if recipe in absent:
+                continue
             given = _merged(content, recipe)
             axes = {key: value for key, value in given.items() if isinstance(value, list)}
             for point in itertools.product(*axes.values()):
@@ -64,21 +68,50 @@ def plan(study):
     return runs
 
 
+def context(study):
+    """What a table shows beside the records: {"published": ..., "missing": ...}.
+
+    published is {recipe: perplexity}, as the study file quotes it; missing is {recipe: model that
+    an optional row needs}. A study of the reader's own has neither.
+    """
+    try:
+        content = load(study)
+    except ParameterError:
+        return {"published": {}, "missing": {}}
+    return {"published": content.get("published") or {}, "missing": _absent(content)}
+
+
+def _absent(content):
+    """{recipe: model} of the optional runs whose model is not to be had."""
+    absent = {}
+    for recipe in itertools.chain(*content["notebooks"].values()):
+        given = _merged(content, recipe, keep_optional=True)
+        named = [given.get("model"), given.get("teacher")]
+        models = [name for name in named if name and not _notebook_of(content, name)]
+        needed = [name for name in models if given.get("optional") and not at_hand(name)]
+        if needed:
+            absent[recipe] = needed[0]
+    return absent
+
+
 def _notebook_of(content, recipe):
     """The notebook under which a study lists `recipe`; None if it does not."""
     return next((book for book, group in content["notebooks"].items() if recipe in group), None)
 
 
-def _merged(content, recipe):
+def _merged(content, recipe, keep_optional=False):
     """Parameters of a recipe in a study, axes still as lists."""
-    entry = content["notebooks"][_notebook_of(content, recipe)][recipe] or {}
+    entry = dict(content["notebooks"][_notebook_of(content, recipe)][recipe] or {})
+    if not keep_optional:
+        entry.pop("optional", None)
     shared = content.get("parameters") or {}
     return {"study": content["study"], "seed": 0, **recipe_parameters(recipe), **shared, **entry}
 
 
 def _planned(content, notebook, values):
     declared = declared_parameters(notebook)
-    values = {key: parameters.check(key, value) for key, value in values.items() if key in declared}
+    values = {key: parameters.check(key, value) for key, value in values.items()}
+    values = {key: value for key, value in values.items() if key in declared}
     needs = [_linked(content, link, values) for link in LINKS if values.get(link)]
     needs = tuple(dict.fromkeys(run.name for run in needs if run))
     return Planned(records.run_name(values), notebook, values, needs)

@@ -4,25 +4,35 @@ import pandas as pd
 
 # recipe -> (what the reader calls it, colour, marker); the order is that of the tables.
 METHODS = {
+    "zero-shot-xl": ("GPT-2 XL, zero-shot", "#777777", "^"),
     "zero-shot": ("pretrained, zero-shot", "#777777", "o"),
     "dense": ("fine-tuned", "#777777", "s"),
     "control": ("dense control: fine-tuned for as long", "#000000", "D"),
     "dense-distilled": ("dense + teacher", "#56B4E9", "D"),
     "one-shot": ("one-shot, no retraining", "#CC79A7", "v"),
-    "original": ("the 2021 recipe, in miniature", "#D55E00", "X"),
+    "original": ("the 2021 recipe", "#D55E00", "X"),
+    "original-distilled": ("the 2021 recipe + teacher", "#D55E00", "P"),
     "gradual": ("gradual", "#E69F00", "s"),
     "gradual-distilled": ("gradual + teacher", "#0072B2", "o"),
+    "taught-by-zero-shot": ("gradual + pretrained teacher", "#009E73", "<"),
+    "taught-by-dense": ("gradual + fine-tuned teacher", "#009E73", ">"),
+    "taught-by-xl": ("gradual + GPT-2 XL as teacher", "#009E73", "^"),
 }
-HEADINGS = ("model", "sparsity", "perplexity", "x control", "test", "records")
 
 
-def frame(records):
+def frame(records, published=None, missing=None):
     """One row a record.
+
+    Args:
+        records: of one study.
+        published: {recipe: perplexity} that others reported, see `studies.context`.
+        missing: {recipe: what a row that could not be measured needs}.
 
     Returns:
         DataFrame with run, recipe, seed, sparsity (measured, of the block matrices, rounded to a
         tenth of a percent), model_sparsity, perplexity and test (of the validation and the test
-        split), ratio (to the dense control of the same seed), tokens, seconds.
+        split), ratio (to the dense control of the same seed), tokens, seconds. `published` and
+        `missing` travel along as attributes.
     """
     rows = []
     for record in records:
@@ -41,7 +51,9 @@ def frame(records):
     order = {recipe: place for place, recipe in enumerate(METHODS)}
     table["order"] = table.recipe.map(order).fillna(len(order))
     table = table.sort_values(["order", "sparsity", "seed"], ignore_index=True)
-    return table.drop(columns="order")
+    table = table.drop(columns="order")
+    table.attrs = {"published": published or {}, "missing": missing or {}}
+    return table
 
 
 def curve(records):
@@ -66,17 +78,32 @@ def summary(table):
     ).reset_index()  # fmt: skip
 
 
+def headings(table):
+    """Column titles of `rows`; a study that re-does another one has one more."""
+    extra = ("published",) if table.attrs["published"] else ()
+    return ("model", "sparsity", *extra, "perplexity", "x control", "test", "records")
+
+
 def rows(table, link):
-    """Formatted cells of the summary, in the order of `HEADINGS`.
+    """Formatted cells of the summary, in the order of `headings`.
 
     Args:
         table: of `frame`.  link: function (run, seed) -> text that leads to the record.
     """
+    published = table.attrs["published"]
+
+    def reported(recipe):
+        return (number(published[recipe]) if recipe in published else "",) if published else ()
+
+    for recipe, need in table.attrs["missing"].items():
+        name = METHODS.get(recipe, (recipe,))[0]
+        yield name, "", *reported(recipe), f"needs {need}", "", "", ""
     for row in summary(table).itertuples():
         spread = f" ± {row.spread:.2f}" if len(row.seeds) > 1 else ""
         yield (
             METHODS.get(row.recipe, (row.recipe,))[0],
             f"{100 * row.sparsity:.0f} %" if row.sparsity >= 0.001 else "none",
+            *reported(row.recipe),
             number(row.perplexity) + spread,
             f"{row.ratio:.2f}" if row.ratio == row.ratio else "",
             number(row.test),
@@ -87,14 +114,17 @@ def rows(table, link):
 def markdown(table, folder):
     """The table of README and notebook; `folder` is the address of the records."""
     cells = rows(table, lambda run, seed: f"[{seed}]({folder}/{run}.json)")
-    lines = [HEADINGS, ("---", "--:", "--:", "--:", "--:", "---"), *cells]
+    titles = headings(table)
+    lines = [titles, ("---", *("--:" for _ in titles[2:]), "---"), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def plain(table):
     """The table for a terminal."""
-    lines = [HEADINGS[:-1], *(cells[:-1] for cells in rows(table, lambda run, seed: ""))]
-    return "\n".join(f"{a:<39}{b:>9}{c:>16}{d:>11}{e:>9}" for a, b, c, d, e in lines)
+    lines = [headings(table)[:-1], *(cells[:-1] for cells in rows(table, lambda run, seed: ""))]
+    return "\n".join(
+        f"{line[0]:<39}" + "".join(f"{cell:>13}" for cell in line[1:]) for line in lines
+    )
 
 
 def answer(table):

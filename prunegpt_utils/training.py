@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from prunegpt_utils.distillation import mean_loss
-from prunegpt_utils.evaluation import token_nll
+from prunegpt_utils.evaluation import slide, token_nll
 from prunegpt_utils.masks import apply_masks, cubic_sparsity, make_masks, scores
 from prunegpt_utils.models import fingerprint, head, hidden_states, prunable
 from prunegpt_utils.parameters import ParameterError
@@ -211,6 +211,16 @@ def choose_precision(wanted="auto"):
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
+def count_steps(steps, epochs, windows, batch):
+    """Optimizer steps: `steps`, or if `epochs` is not 0 those of so many passes over the windows.
+
+    Args:
+        steps: int.  epochs: float.
+        windows: the training windows.  batch: windows a step.
+    """
+    return max(1, round(epochs * len(windows) / batch)) if epochs else steps
+
+
 def lr_factor(step, plan):
     """Fraction of the peak learning rate: linear warm-up, then cosine or linear decay to 0."""
     rise = plan.warmup * plan.steps
@@ -298,7 +308,8 @@ class _Run:
 
     def evaluate(self, validation, block, loss):
         with autocast(self.model, self.plan.precision):
-            nll = float(token_nll(self.model, validation, block, block).double().mean())
+            spans = slide(len(validation), block, block)
+            nll = float(token_nll(self.model, validation, spans).double().mean())
         row = {"step": self.step, "loss": loss, "nll": nll, "sparsity": self.sparsity or 0.0}
         self.history.append(row)
         final = self.plan.pruning is None or self.sparsity == self.plan.pruning.final

@@ -10,7 +10,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from prunegpt_utils.data import Laid
+
 ROOT = Path(__file__).parent.parent
+WIKITEXT = ROOT.parent / "shared" / "data"  # beside the repository; tests that need it skip without
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 
 
@@ -30,9 +33,10 @@ def tiny_gpt2(seed=0, vocabulary=97, block=32, dropout=0.0):
     return GPT2LMHeadModel(config).eval()
 
 
-def tokens_of(ids, words=100, size=400):
-    counts = {"tokens": len(ids), "words": words, "bytes": size}
-    return SimpleNamespace(ids={"test": ids}, counts={"test": counts})
+def tokens_of(ids, words=100, size=400, layout="joined", lengths=None):
+    """Tokens of one split, `test`, in one layout."""
+    laid = Laid(ids, lengths or [len(ids)], words, size)
+    return SimpleNamespace(ids={"test": ids}, laid={layout: {"test": laid}})
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import json
 import pandas as pd
 import pytest
 import torch
+from conftest import WIKITEXT
 
 from prunegpt_utils import data, models
 from prunegpt_utils.parameters import ParameterError
@@ -57,7 +58,7 @@ def test_named_files_are_the_splits(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("no-such-text", None, "must be pydocs, or a file or folder"),
+        ("no-such-text", None, "must be pydocs, a file or folder"),
         ("empty.txt", b"", "has no text in its"),
         ("blank.txt", b" \n\n \n", "has no text in its"),
         ("binary.txt", bytes(range(256)), "must hold UTF-8 text"),
@@ -110,9 +111,6 @@ def test_overlap_finds_thirteen_words_in_a_row():
     )
     close = copied.replace("eight", "8")
     assert data.overlap([close, copied, "", exam], [exam]) == [1, 3]
-
-
-WIKITEXT = __import__("pathlib").Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.mark.skipif(not WIKITEXT.exists(), reason="WikiText-2 is not on this machine")

@@ -1,9 +1,12 @@
 import math
+import re
 
+import pandas
 import pytest
 import torch
-from conftest import tiny_gpt2, tokens_of
+from conftest import WIKITEXT, tiny_gpt2, tokens_of
 
+from prunegpt_utils import data, models
 from prunegpt_utils.evaluation import perplexity
 from prunegpt_utils.parameters import ParameterError
 
@@ -31,7 +34,7 @@ def naive(model, ids, block, stride):
 @pytest.mark.parametrize(("block", "stride"), [(32, 32), (32, 16), (32, 7), (20, 20)])
 def test_equals_a_naive_loop(model, ids, length, block, stride):
     wanted, scored = naive(model, ids[:length], block, stride)
-    ours = perplexity(model, tokens_of(ids[:length]), "test", block, stride)
+    ours = perplexity(model, tokens_of(ids[:length]), "test", block, "strided", stride)
     assert ours["tokens"] == scored
     assert ours["nll"] == pytest.approx(wanted, abs=1e-5)
     assert ours["perplexity"] == pytest.approx(math.exp(wanted), rel=1e-4)
@@ -51,7 +54,8 @@ def test_equals_torchmetrics(model, ids):
 
 def test_batch_size_changes_nothing(model, ids):
     scores = [
-        perplexity(model, tokens_of(ids), "test", 32, 16, batch)["nll"] for batch in (1, 3, 64)
+        perplexity(model, tokens_of(ids), "test", 32, "strided", 16, batch)["nll"]
+        for batch in (1, 3, 64)
     ]
     assert max(scores) - min(scores) < 1e-5
 
@@ -83,7 +87,79 @@ def test_scoring_leaves_the_mode_alone(model, ids):
     assert model.training
 
 
+@pytest.fixture(scope="module")
+def wikitext(tmp_path_factory):
+    """The first 1,100 rows of the raw test split, in the embedded tokenizer's tokens."""
+    if not WIKITEXT.exists():
+        pytest.skip("WikiText is not on this machine")
+    file = next((WIKITEXT / "wikitext-2-raw-v1").glob("test*"))
+    rows = pandas.read_parquet(file)["text"].tolist()[:1100]
+    corpus = data.corpus_of("wikitext", dict.fromkeys(data.SPLITS, rows))
+    tokenizer = models.load_tokenizer("pydocs-base")
+    cache = tmp_path_factory.mktemp("cache")
+    return rows, tokenizer, data.tokenize(corpus, tokenizer, cache), tiny_gpt2(vocabulary=2048)
+
+
+def window_nll(model, ids):
+    """Sum over the predicted tokens of one window, and how many they are."""
+    with torch.no_grad():
+        loss = model(ids[None], labels=ids[None]).loss.item()
+    return loss * (len(ids) - 1), len(ids) - 1
+
+
+def test_run_clm_as_its_script_computes_it(wikitext):
+    """Tokenise in batches of 1,000 rows, concatenate, cut into blocks, drop the remainder."""
+    rows, tokenizer, tokens, model = wikitext
+    losses = []
+    for begin in range(0, len(rows), 1000):
+        batch = tokenizer(rows[begin : begin + 1000])["input_ids"]
+        ids = torch.tensor([token for row in batch for token in row])
+        for start in range(0, len(ids) - len(ids) % 32, 32):
+            losses.append(window_nll(model, ids[start : start + 32])[0] / 31)
+    ours = perplexity(model, tokens, "test", 32, "run_clm")
+    assert ours["tokens"] == 31 * len(losses)
+    assert ours["perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
+
+
+def test_word_level_scores_every_token_of_every_page(wikitext):
+    rows, tokenizer, tokens, model = wikitext
+    text = "".join(row or " \n" for row in rows)
+    titles = [m.start() for m in re.finditer(r"(?m)^ = [^=\n]+ = $", text)]
+    originals = [text[a:b] for a, b in zip(titles, [*titles[1:], len(text)], strict=True)]
+    total, words = 0.0, 0
+    for page in originals:
+        ids = torch.tensor([tokenizer.eos_token_id, *tokenizer(data.natural(page))["input_ids"]])
+        for begin in range(0, len(ids) - 1, 32):
+            # the model reads up to 32 tokens and predicts the next of each
+            window = ids[begin : begin + 33]
+            with torch.no_grad():
+                log_p = model(window[None, :-1]).logits[0].log_softmax(-1)
+            total -= log_p[range(len(window) - 1), window[1:]].sum().item()
+        words += len(re.split(r"\s+", page))
+    ours = perplexity(model, tokens, "test", 32, "word-level")
+    scored = sum(len(tokenizer(data.natural(page))["input_ids"]) for page in originals)
+    assert ours["tokens"] == scored and ours["nll"] == pytest.approx(total / scored, rel=1e-5)
+    assert ours["word_perplexity"] == pytest.approx(math.exp(total / words), rel=1e-4)
+
+
+@pytest.mark.parametrize("protocol", ["disjoint", "strided"])
+def test_joined_protocols_on_real_text(wikitext, protocol):
+    rows, tokenizer, _, model = wikitext
+    ids = torch.tensor(tokenizer("\n\n".join(rows[:200]))["input_ids"])
+    stride = 8 if protocol == "strided" else 32
+    wanted, scored = naive(model, ids, 32, stride)
+    ours = perplexity(model, tokens_of(ids), "test", 32, protocol, stride)
+    assert ours["tokens"] == scored
+    assert ours["perplexity"] == pytest.approx(math.exp(wanted), rel=1e-4)
+
+
+def test_natural_spacing():
+    spaced = ' He paid 1 @,@ 000 @.@ 5 ( about half ) for Jones \'s well @-@ known " work " . \n'
+    natural = ' He paid 1,000.5 (about half) for Jones\'s well-known "work".\n'
+    assert data.natural(spaced) == natural
+
+
 @pytest.mark.parametrize("stride", [0, 33])
 def test_stride_out_of_range(model, ids, stride):
     with pytest.raises(ParameterError, match=r"stride: -?\d+ must lie between 1 and the block"):
-        perplexity(model, tokens_of(ids), "test", 32, stride or -1)
+        perplexity(model, tokens_of(ids), "test", 32, "strided", stride or -1)

@@ -79,7 +79,7 @@ def test_best_weights_are_those_with_the_final_sparsity(tmp_path, ids):
     model, result = run(tmp_path, ids)
     final = [row for row in result["history"] if row["sparsity"] == 0.9]
     assert result["best_step"] == min(final, key=lambda row: row["nll"])["step"]
-    best = training.token_nll(model, ids[:200], 16, 16).double().mean()
+    best = training.token_nll(model, ids[:200], training.slide(200, 16, 16)).double().mean()
     assert float(best) == pytest.approx(min(row["nll"] for row in final), abs=1e-6)
 
 
