@@ -28,7 +28,9 @@ class Planned:
 
     def as_yaml(self):
         """The parameters on one line, for `papermill --parameters_yaml`."""
-        return json.dumps(self.parameters, sort_keys=True)
+        # not JSON, whose 5e-05 YAML takes for a text
+        flow = {"default_flow_style": True, "width": float("inf")}
+        return yaml.safe_dump(self.parameters, **flow).strip()
 
 
 def load(study):

@@ -19,6 +19,13 @@ def test_every_study_can_be_planned(study):
         assert records.run_name(run.parameters) == name and run.parameters["study"] == study
 
 
+@pytest.mark.parametrize("study", STUDIES)
+def test_parameters_survive_the_way_to_papermill(study):
+    for run in studies.plan(study).values():
+        line = run.as_yaml()
+        assert "\n" not in line and yaml.safe_load(line) == run.parameters
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_key_is_a_declared_parameter(recipe):
     books = {
