@@ -193,7 +193,7 @@ def papermill(notebook, runs, parameters):
     [
         ("02_pruning", {"sparsity": 90.0}, "sparsity: 90.0 must lie in [0, 1), such as 0.9 for 90 %"),
         ("02_pruning", {"sparsty": 0.5}, "sparsty: 0.5 is no parameter of this notebook; did you mean 'sparsity'?"),
-        ("01_baselines", {"data": "no-such-text"}, "data: 'no-such-text' must be pydocs, or a file or folder"),
+        ("01_baselines", {"data": "no-such-text"}, "data: 'no-such-text' must be pydocs, a file or folder"),
         ("01_baselines", {"start": "", "model": "no/such"}, "model: 'no/such' is not on this machine"),
         ("01_baselines", {"start": "", "block": 4096}, "block: 4096 is longer than the model's 128 positions"),
     ],
