@@ -28,8 +28,7 @@ def test_committed_notebook_was_executed_top_to_bottom(path):
     cells = code_cells(path)
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     for cell in cells:
-        limit = 30 if "parameters" in cell["metadata"].get("tags", []) else 25
-        assert len("".join(cell["source"]).splitlines()) <= limit
+        assert len("".join(cell["source"]).splitlines()) <= 25
         for output in cell["outputs"]:
             assert output["output_type"] != "error" and output.get("name") != "stderr"
 
