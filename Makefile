@@ -14,7 +14,7 @@ SNAKEMAKE = $(BIN)/snakemake --snakefile studies/Snakefile --directory "$(RUNS)"
 export JUPYTER_PLATFORM_DIRS = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help study resume report publish notebooks pretraining verify-gpt2 lab test lint clean
+.PHONY: help study resume report publish notebooks pretraining verify-gpt2 lab test test-system lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,9 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 
 test: $(STAMP)  ## run the test suite
 	@$(BIN)/python -m pytest
+
+test-system: $(STAMP)  ## run the long tests: whole studies, other architectures
+	@$(BIN)/python -m pytest -m system
 
 lint: $(STAMP)  ## check the style of code and notebooks
 	@$(BIN)/ruff check .

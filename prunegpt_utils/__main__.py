@@ -14,7 +14,8 @@ def main(arguments=None):
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, argument, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument(argument)
+        many = argparse.REMAINDER if argument == "arguments" else None
+        command.add_argument(argument, nargs=many)
     chosen = parser.parse_args(arguments)
     act, argument, _ = COMMANDS[chosen.command]
     try:
@@ -83,6 +84,20 @@ def tidy(notebook):
     report.tidy(notebook)
 
 
+def papermill(arguments):
+    """Papermill in each process of `accelerate launch`; only the first keeps its notebook."""
+    import os
+    import tempfile
+
+    from papermill.__main__ import papermill as run
+
+    if os.environ.get("RANK", "0") == "0":
+        run(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        source, _, *rest = arguments
+        run([source, f"{folder}/out.ipynb", *rest])
+
+
 COMMANDS = {
     "check": (check, "study", "read a study file and check all of it"),
     "line": (line, "record", "one line about a record"),
@@ -90,6 +105,7 @@ COMMANDS = {
     "finish": (finish, "study", "print a study's table and where its figure and report are"),
     "report": (build, "study", "write the HTML report of a study"),
     "tidy": (tidy, "notebook", "strip an executed notebook of what says nothing"),
+    "papermill": (papermill, "arguments", "run a notebook on several devices: see the README"),
     "publish": (publish, "study", "put a finished study into results/, figures/ and the README"),
 }
 

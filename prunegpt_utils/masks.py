@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from prunegpt_utils.models import prunable
+from prunegpt_utils.parameters import ParameterError
 
 
 def scores(model, criterion="magnitude", seed=0, squared_gradients=None):
@@ -30,18 +31,26 @@ def scores(model, criterion="magnitude", seed=0, squared_gradients=None):
     return {name: torch.rand(w.shape, generator=dice).to(w.device) for name, w in weights.items()}
 
 
-def make_masks(scored, sparsity, scope="global"):
+def make_masks(scored, sparsity, scope="global", axes=None):
     """Prune exactly round(sparsity * n) weights, those with the lowest scores.
 
     Args:
         scored: {name: scores}.
         sparsity: fraction to remove, in [0, 1).
         scope: `global` ranks all matrices together, `uniform` prunes each by the same fraction.
+            `n:m`, such as `2:4`, leaves n of m neighbours along a matrix's inputs, which hardware
+            can use (Mishra et al. 2021, arXiv 2104.08378); at lower sparsity, the way there.
+        axes: {name: dimension of the inputs}, for `n:m`; see `models.input_axes`.
 
     Returns:
         {name: bool tensor in the shape of the scores}, True = keep.
+
+    Raises:
+        ParameterError: the pattern does not fit the matrices, or allows no such sparsity.
     """
-    groups = [scored] if scope == "global" else [{name: s} for name, s in scored.items()]
+    if ":" in scope:
+        scored = _keep_pattern(scored, scope, sparsity, axes)
+    groups = [scored] if scope != "uniform" else [{name: s} for name, s in scored.items()]
     masks = {}
     for group in groups:
         flat = torch.cat([tensor.flatten() for tensor in group.values()])
@@ -49,6 +58,25 @@ def make_masks(scored, sparsity, scope="global"):
         parts = keep.split([tensor.numel() for tensor in group.values()])
         masks |= {name: part.view_as(group[name]) for name, part in zip(group, parts, strict=True)}
     return masks
+
+
+def _keep_pattern(scored, pattern, sparsity, axes):
+    """Scores in which the n highest of every m neighbours can no longer be the lowest."""
+    n, m = map(int, pattern.split(":"))
+    if sparsity > 1 - n / m:
+        allowed = f"must be at most {1 - n / m:g} with {pattern}"
+        raise ParameterError("sparsity", sparsity, allowed)
+    kept = {}
+    for name, tensor in scored.items():
+        aside = tensor.movedim(axes[name], -1)
+        if aside.shape[-1] % m:
+            allowed = f"does not divide the {aside.shape[-1]} inputs of {name}"
+            raise ParameterError("scope", pattern, allowed)
+        groups = aside.unflatten(-1, (-1, m))
+        best = groups.topk(n, dim=-1).indices
+        groups = groups.scatter(-1, best, torch.inf)
+        kept[name] = groups.flatten(-2).movedim(-1, axes[name])
+    return kept
 
 
 def _lowest(flat, k):

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
@@ -20,9 +21,16 @@ BASE = Path(__file__).parent / "pydocs-base"  # the embedded pretrained model
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
+def processes():
+    """The processes that run this code together: one, unless Accelerate launched more."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def device():
-    """The accelerator if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The accelerator of this process if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", processes().local_process_index)
+    return torch.device("cpu")
 
 
 def load_model(name, parameter="model"):
@@ -44,8 +52,11 @@ def load_model(name, parameter="model"):
     # On a CPU and at short windows eager attention trains faster than the fused kernel.
     attention = {} if torch.cuda.is_available() else {"attn_implementation": "eager"}
     try:
+        config = AutoConfig.from_pretrained(folder)
+        if getattr(config, "activation_function", None) == "gelu_new":
+            config.activation_function = "gelu_pytorch_tanh"  # the same, in one operation
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, **attention
+            folder, config=config, dtype=torch.float32, use_safetensors=True, **attention
         )
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
@@ -132,9 +143,15 @@ def _free_memory():
 
 
 def save_model(model, tokenizer, folder):
-    """Write a stock checkpoint that `AutoModelForCausalLM.from_pretrained(folder)` loads."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """Write a stock checkpoint that `AutoModelForCausalLM.from_pretrained(folder)` loads.
+
+    Of several processes one writes, and the others wait for it.
+    """
+    together = processes()
+    if together.is_main_process:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    together.wait_for_everyone()
 
 
 def frozen_copy(model):
@@ -176,6 +193,15 @@ def prunable(model):
     if not weights or any(weight is embedding for weight in weights.values()):
         raise ParameterError("model", type(model).__name__, "has no block matrices to prune")
     return weights
+
+
+def input_axes(model):
+    """{name: dimension of `prunable` weights along which inputs are summed}."""
+    kinds = dict(model.named_modules())
+    return {
+        name: 0 if isinstance(kinds[name.removesuffix(".weight")], Conv1D) else 1
+        for name in prunable(model)
+    }
 
 
 def count(model):

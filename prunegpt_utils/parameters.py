@@ -19,6 +19,7 @@ class ParameterError(ValueError):
 
 # name -> (type, test, what is allowed). One table serves every notebook, recipe and study file.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SCOPE = re.compile(r"global|uniform|1:2|[1-3]:4|[1-7]:8")
 PARAMETERS = {
     "study": (str, _NAME.fullmatch, "must be letters, digits, '.', '_' or '-'"),
     "recipe": (str, _NAME.fullmatch, "must be letters, digits, '.', '_' or '-'"),
@@ -55,7 +56,7 @@ PARAMETERS = {
     "sparsity_start": (float, lambda v: 0 <= v < 1, "must lie in [0, 1)"),
     "prune_from": (float, lambda v: 0 <= v <= 1, "must lie in [0, 1] (fraction of the steps)"),
     "prune_until": (float, lambda v: 0 <= v <= 1, "must lie in [0, 1] (fraction of the steps)"),
-    "scope": (str, lambda v: v in ("global", "uniform"), "must be global or uniform"),
+    "scope": (str, _SCOPE.fullmatch, "must be global, uniform or a pattern such as 2:4"),
     "criterion": (
         str,
         lambda v: v in ("magnitude", "fisher", "random"),

@@ -42,7 +42,7 @@ def perplexity_by_sparsity(table, curve, title):
     shot = curve[(curve.scope == "global") & (curve.criterion == "fisher")]
     shot = shot.groupby("sparsity").perplexity.mean()
     _line(axes, shot.index, shot, None, "one-shot", dashes=":")
-    for recipe in ("original", "gradual", "gradual-distilled"):
+    for recipe in ("original", "gradual", "gradual-distilled", "two-four", "two-four-distilled"):
         rows = means[means.recipe == recipe].sort_values("sparsity")
         if len(rows):
             _line(axes, rows.sparsity, rows.perplexity, rows.spread, recipe)

@@ -26,15 +26,15 @@ class _Line:
 class bar(tqdm):  # noqa: N801 - used like tqdm
     """A progress bar over optimizer steps that also says loss and speed."""
 
-    def __init__(self, total, label, initial=0):
+    def __init__(self, total, label, initial=0, quiet=False):
         notebook = "ipykernel" in sys.modules and not sys.stderr.isatty()
         form = (
             "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} steps, {elapsed} < {remaining}{postfix}"
         )
         super().__init__(
             total=total, desc=label, initial=initial, bar_format=form, mininterval=1.0,
-            file=_Line() if notebook else sys.stderr, leave=notebook, dynamic_ncols=not notebook,
-            disable=None if not notebook else False,
+            file=_Line() if notebook and not quiet else sys.stderr, leave=notebook,
+            dynamic_ncols=not notebook, disable=quiet or (False if notebook else None),
         )  # fmt: skip
         self.tokens = 0
 

@@ -82,7 +82,7 @@ def open_run(notebook, parameters):
 
 
 def write(run, **content):
-    """Write the record of a finished run, beside its place and then into it.
+    """Write the record of a finished run, beside its place and then into it; one process does.
 
     Args:
         run: Run.
@@ -91,6 +91,8 @@ def write(run, **content):
     Returns:
         dict: the record as written.
     """
+    from prunegpt_utils.models import processes
+
     p = run.parameters
     record = {
         "study": p["study"], "run": run.name, "recipe": p["recipe"], "seed": p["seed"],
@@ -98,6 +100,8 @@ def write(run, **content):
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.started)),
         "seconds": round(time.time() - run.started, 1), **content,
     }  # fmt: skip
+    if not processes().is_main_process:
+        return record
     path = run.folder / "records" / f"{run.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
@@ -125,6 +129,8 @@ def environment():
     """What a reader needs to judge the numbers: code version, packages, device."""
     import torch
 
+    from prunegpt_utils.models import processes
+
     cuda = torch.cuda.is_available()
     status = _git("status", "--porcelain")
     return {
@@ -133,6 +139,7 @@ def environment():
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if cuda else f"cpu {platform.machine()}",
         "threads": torch.get_num_threads(),
+        "processes": processes().num_processes,
     } | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 

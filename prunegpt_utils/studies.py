@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import yaml
 
 from prunegpt_utils import parameters, records
-from prunegpt_utils.models import at_hand
+from prunegpt_utils.models import at_hand, processes
 from prunegpt_utils.parameters import ParameterError
 
 # Parameters that name another run by its recipe.
@@ -194,6 +194,9 @@ def _execute(run, folder):
     """Run a notebook in a kernel of its own, exactly as a study would."""
     import papermill
 
+    if processes().num_processes > 1:
+        allowed = "must be there before a run on several processes that stands on it"
+        raise ParameterError("run", run.name, allowed)
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     print(f"{run.name} is not there yet; {run.notebook} makes it, once")
     source = records.ROOT / "notebooks" / f"{run.notebook}.ipynb"

@@ -14,6 +14,8 @@ METHODS = {
     "original-distilled": ("the 2021 recipe + teacher", "#D55E00", "P"),
     "gradual": ("gradual", "#E69F00", "s"),
     "gradual-distilled": ("gradual + teacher", "#0072B2", "o"),
+    "two-four": ("2:4", "#F0E442", "s"),
+    "two-four-distilled": ("2:4 + teacher", "#882255", "p"),
     "taught-by-zero-shot": ("gradual + pretrained teacher", "#009E73", "<"),
     "taught-by-dense": ("gradual + fine-tuned teacher", "#009E73", ">"),
     "taught-by-xl": ("gradual + GPT-2 XL as teacher", "#009E73", "^"),

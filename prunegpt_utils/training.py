@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from prunegpt_utils.distillation import mean_loss
 from prunegpt_utils.evaluation import slide, token_nll
 from prunegpt_utils.masks import apply_masks, cubic_sparsity, make_masks, scores
-from prunegpt_utils.models import fingerprint, head, hidden_states, prunable
+from prunegpt_utils.models import fingerprint, head, hidden_states, input_axes, prunable
 from prunegpt_utils.parameters import ParameterError
 from prunegpt_utils.progress import bar
 
@@ -84,7 +85,9 @@ def train(model, windows, validation, folder, plan, teacher=None, save_every=60,
     """Train `model` in place, prune it on the way if asked, and leave the best version in it.
 
     What was trained before with equal arguments (weights, text, plan, teacher) is loaded instead;
-    what was interrupted goes on where it stopped, to the same bits as an undisturbed run.
+    what was interrupted goes on where it stopped, to the same bits as an undisturbed run. Started
+    by `accelerate launch` or `notebook_launcher`, the processes share each batch; together they
+    do what one of them would do alone, and the first one writes.
 
     Args:
         model: causal language model, float32.
@@ -101,7 +104,7 @@ def train(model, windows, validation, folder, plan, teacher=None, save_every=60,
         dict: "history", one row an evaluation; "steps", "tokens", "seconds", "best_step".
 
     Raises:
-        ParameterError: a checkpoint is damaged.
+        ParameterError: a checkpoint is damaged, or the processes cannot share a batch evenly.
         FloatingPointError: the loss is not finite; the last good checkpoint stays.
     """
     arguments = asdict(plan) | {
@@ -111,33 +114,43 @@ def train(model, windows, validation, folder, plan, teacher=None, save_every=60,
         "data": _digest(windows, validation),
     }
     folder = Path(folder, hashlib.sha256(json.dumps(arguments).encode()).hexdigest()[:16])
+    together = Accelerator(cpu=model.device.type == "cpu")
+    if plan.batch % together.num_processes:
+        allowed = f"must be a multiple of the {together.num_processes} processes that share it"
+        raise ParameterError("batch", plan.batch, allowed)
     _keep_freed_memory()
-    result = _load_finished(model, folder)
-    if result is None:
-        run = _Run(model, folder, plan, arguments)
+    if not (folder / "training.json").exists():
+        together.wait_for_everyone()
+        run = _Run(model, folder, plan, arguments, together)
         run.calibrate = lambda: squared_gradients(model, windows, plan, teacher)
         run.resume()
         _loop(run, windows, validation, teacher, save_every, label)
-        result = run.finish()
-    return result
+        run.finish()
+    together.wait_for_everyone()
+    return _load_finished(model, folder)
 
 
 def _loop(run, windows, validation, teacher, save_every, label):
-    model, plan, block = run.model, run.plan, windows.shape[1] - 1
+    plan, together, block = run.plan, run.together, windows.shape[1] - 1
     marks = {round(plan.steps * (k + 1) / plan.evaluations) for k in range(plan.evaluations)}
-    model.train()
-    with bar(plan.steps, label, run.step) as progress:
+    objective = together.prepare(_Objective(run.model, plan, teacher)).train()
+    share = slice(together.process_index, None, together.num_processes)
+    with bar(plan.steps, label, run.step, quiet=not together.is_main_process) as progress:
         while run.step < plan.steps:
             # 1. the weights to train: masks follow the schedule
             run.prune()
-            # 2. the loss and its gradient, over micro-batches
+            # 2. the loss and its gradient, over micro-batches; processes meet at the last one
+            run.roll_dice()
             loss = 0.0
             for micro in range(plan.accumulate):
                 index = run.step * plan.accumulate + micro
-                rows = batch_rows(len(windows), plan.batch, index, plan.seed)
-                part = batch_loss(model, windows[rows], plan, teacher) / plan.accumulate
-                part.backward()
-                loss += part.item()
+                rows = batch_rows(len(windows), plan.batch, index, plan.seed)[share]
+                last = micro == plan.accumulate - 1
+                with contextlib.nullcontext() if last else together.no_sync(objective):
+                    part = objective(windows[rows]) / plan.accumulate
+                    part.backward()
+                loss += part.detach()
+            loss = together.reduce(loss, "mean").item()
             if not math.isfinite(loss):
                 raise FloatingPointError(f"loss: {loss} at step {run.step + 1}; {run.kept()}")
             # 3. the step, and the zeros held
@@ -149,6 +162,18 @@ def _loop(run, windows, validation, teacher, save_every, label):
             # 5. lose little if anything breaks
             if run.step < plan.steps and time.monotonic() - run.saved_clock > save_every:
                 run.save()
+
+
+class _Objective(torch.nn.Module):
+    """The loss as a module, for what wraps modules to see all parameters and one forward."""
+
+    def __init__(self, model, plan, teacher):
+        super().__init__()
+        self.model, self.plan = model, plan
+        self.teacher = [teacher]  # in a list: no part of what is trained and shared
+
+    def forward(self, rows):
+        return batch_loss(self.model, rows, self.plan, self.teacher[0])
 
 
 def batch_loss(model, rows, plan, teacher=None):
@@ -244,13 +269,10 @@ def batch_rows(n, batch, index, seed):
 
 
 def _load_finished(model, folder):
-    """Load the outcome of a finished training into `model`; None if there is none."""
-    note = folder / "training.json"
-    if not note.exists():
-        return None
+    """Load the outcome of a finished training into `model`."""
     _load_weights(model, folder / "model.safetensors")
     model.eval()
-    return json.loads(note.read_text("utf-8"))["result"]
+    return json.loads((folder / "training.json").read_text("utf-8"))["result"]
 
 
 def _load_weights(model, path):
@@ -265,8 +287,9 @@ def _load_weights(model, path):
 class _Run:
     """What a training must not lose: step, weights, optimizer moments, masks, best, history."""
 
-    def __init__(self, model, folder, plan, arguments):
+    def __init__(self, model, folder, plan, arguments, together):
         self.model, self.folder, self.plan, self.arguments = model, folder, plan, arguments
+        self.together = together
         self.step, self.saved_step, self.seconds, self.clock = 0, 0, 0.0, time.monotonic()
         self.saved_clock = self.clock
         self.sparsity, self.masks, self.history = None, {}, []
@@ -279,7 +302,11 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             groups, lr=plan.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True
         )
-        torch.manual_seed(plan.seed)
+
+    def roll_dice(self):
+        """Seed dropout by step and process, so that a resumed run needs no generator's state."""
+        place = self.step * self.together.num_processes + self.together.process_index
+        torch.manual_seed(self.plan.seed * 1_000_003 + place)
 
     def prune(self):
         pruning = self.plan.pruning
@@ -287,7 +314,8 @@ class _Run:
         if wanted is not None and wanted != self.sparsity:
             gradients = self.squared_gradients() if pruning.criterion == "fisher" else None
             scored = scores(self.model, pruning.criterion, self.plan.seed, gradients)
-            self.masks, self.sparsity = make_masks(scored, wanted, pruning.scope), wanted
+            axes = input_axes(self.model)
+            self.masks, self.sparsity = make_masks(scored, wanted, pruning.scope, axes), wanted
             apply_masks(self.model, self.masks)
 
     def squared_gradients(self):
@@ -330,14 +358,13 @@ class _Run:
         return self.seconds
 
     def save(self):
+        if not self.together.is_main_process:
+            return
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"mask.{k}": v for k, v in self.masks.items()}
         tensors |= {f"best.{k}": v for k, v in (self.best or {}).items()}
         moments = self.optimizer.state_dict()["state"]
         tensors |= {f"moment.{i}.{k}": v for i, row in moments.items() for k, v in row.items()}
-        tensors["rng.cpu"] = torch.get_rng_state()
-        if self.model.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
         tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
         if not all(v.isfinite().all() for v in tensors.values()):
             return  # the next loss will say so; the last good checkpoint stays
@@ -380,16 +407,14 @@ class _Run:
         self.step, self.saved_step, self.seconds = note["step"], note["step"], note["seconds"]
         self.sparsity, self.history = note["sparsity"], note["history"]
         self.best_step, self.best_nll = note["best_step"], note["best_nll"] or math.inf
-        torch.set_rng_state(tensors["rng.cpu"].cpu())
-        if "rng.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng.cuda"].cpu())
 
     def finish(self):
         """Put the best weights in place, write a stock checkpoint, then note that it is done."""
         self.prune()  # a run of no steps prunes here
+        if not self.together.is_main_process:
+            return
         if self.best:
             self.model.load_state_dict(self.best)
-        self.model.eval()
         seconds, windows = self._elapsed(), self.step * self.plan.batch * self.plan.accumulate
         result = {
             "steps": self.step, "seconds": seconds, "best_step": self.best_step,
@@ -401,7 +426,6 @@ class _Run:
         part.write_text(note, "utf-8")
         part.replace(self.folder / "training.json")
         (self.folder / "resume.safetensors").unlink(missing_ok=True)
-        return result
 
 
 def _keep_freed_memory():

@@ -1,6 +1,9 @@
 """What the tests share: a tiny GPT-2, random tokens, and a runs folder that vanishes."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +17,7 @@ from prunegpt_utils.data import Laid
 
 ROOT = Path(__file__).parent.parent
 WIKITEXT = ROOT.parent / "shared" / "data"  # beside the repository; tests that need it skip without
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 
 
@@ -47,3 +51,15 @@ def model():
 @pytest.fixture
 def ids():
     return torch.randint(0, 97, (1000,), generator=torch.Generator().manual_seed(1))
+
+
+def papermill(notebook, runs, parameters):
+    """Run a notebook as a user would, in a kernel of its own; `runs` is where it writes."""
+    command = [
+        sys.executable, "-m", "papermill", ROOT / "notebooks" / f"{notebook}.ipynb", runs / "out.ipynb",
+        "--kernel", "python3", "--no-progress-bar", "--parameters_yaml", json.dumps(parameters),
+    ]  # fmt: skip
+    environment = os.environ | ONE_THREAD | {"PRUNEGPT_RUNS": str(runs)}
+    return subprocess.run(
+        command, env=environment, cwd=runs, capture_output=True, text=True, check=False
+    )

@@ -3,6 +3,7 @@ import torch
 from conftest import tiny_gpt2
 
 from prunegpt_utils import masks, models
+from prunegpt_utils.parameters import ParameterError
 
 
 @pytest.mark.parametrize("scope", ["global", "uniform"])
@@ -82,3 +83,39 @@ def test_zeros_survive_a_stock_save_and_reload(model, tmp_path):
     assert masks.measure(again) == masks.measure(model)
     assert masks.measure(model)["prunable"] == pytest.approx(0.9, abs=1e-3)
     assert models.fingerprint(again) == models.fingerprint(model)
+
+
+def test_two_of_four_along_the_inputs_of_either_layer_type():
+    column = torch.tensor([[3.0], [1.0], [2.0], [4.0], [8.0], [7.0], [6.0], [5.0]])
+    scored, axes = {"conv1d": column, "linear": column.T}, {"conv1d": 0, "linear": 1}
+    wanted = [True, False, False, True, True, True, False, False]
+    kept = masks.make_masks(scored, 0.5, "2:4", axes)
+    assert kept["conv1d"][:, 0].tolist() == kept["linear"][0].tolist() == wanted
+    way = masks.make_masks(scored, 0.25, "2:4", axes)  # half of the way goes by the lowest scores
+    assert way["conv1d"][:, 0].tolist() == [True, False, False, True, True, True, True, True]
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:4"])
+def test_a_pattern_is_exact_in_a_model(model, pattern):
+    n, m = map(int, pattern.split(":"))
+    axes, equal = (
+        models.input_axes(model),
+        {k: torch.zeros_like(w) for k, w in models.prunable(model).items()},
+    )
+    for scored in (masks.scores(model), equal):
+        kept = masks.make_masks(scored, 1 - n / m, pattern, axes)
+        for name, mask in kept.items():
+            groups = mask.movedim(axes[name], -1).unflatten(-1, (-1, m))
+            assert (groups.sum(-1) == n).all()
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "shape", "message"),
+    [
+        (0.9, (8, 8), "sparsity: 0.9 must be at most 0.5 with 2:4"),
+        (0.5, (8, 6), "scope: '2:4' does not divide the 6 inputs of a"),
+    ],
+)
+def test_a_pattern_that_does_not_fit(sparsity, shape, message):
+    with pytest.raises(ParameterError, match=message):
+        masks.make_masks({"a": torch.ones(shape)}, sparsity, "2:4", {"a": 1})

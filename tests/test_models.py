@@ -95,3 +95,17 @@ def test_no_pickle_and_no_remote_code_in_the_sources():
         text = path.read_text("utf-8")
         for word in ("trust_remote" + "_code", "torch.load(", "import pickle", "eval("):
             assert word not in text.replace("model.eval(", "").replace(".eval()", ""), (path, word)
+
+
+def test_gelu_in_one_operation_is_gelu_new(tmp_path, ids):
+    original = tiny_gpt2()
+    original.config.activation_function = "gelu_new"
+    original = type(original)(original.config).eval()
+    original.save_pretrained(tmp_path)
+    loaded = models.load_model(tmp_path)
+    assert "NewGELU" in type(original.transformer.h[0].mlp.act).__name__
+    assert "NewGELU" not in type(loaded.transformer.h[0].mlp.act).__name__
+    with torch.no_grad():
+        assert torch.allclose(
+            original(ids[None, :32]).logits, loaded(ids[None, :32]).logits, atol=1e-5
+        )

@@ -9,13 +9,12 @@ from pathlib import Path
 from tempfile import gettempdir
 
 import pytest
-from conftest import ROOT
+from conftest import ONE_THREAD, ROOT, papermill
 
 from prunegpt_utils import records, report, studies, tables
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BIN = Path(sys.executable).parent
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def code_cells(path):
@@ -174,17 +173,6 @@ def test_pretraining_notebook_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     record = records.read(tmp_path / "pretraining" / "records" / "pretraining-seed0.json")
     assert record["training"]["steps"] == 3
-
-
-def papermill(notebook, runs, parameters):
-    command = [
-        sys.executable, "-m", "papermill", ROOT / "notebooks" / f"{notebook}.ipynb", runs / "out.ipynb",
-        "--kernel", "python3", "--no-progress-bar", "--parameters_yaml", json.dumps(parameters),
-    ]  # fmt: skip
-    environment = os.environ | ONE_THREAD | {"PRUNEGPT_RUNS": str(runs)}
-    return subprocess.run(
-        command, env=environment, cwd=runs, capture_output=True, text=True, check=False
-    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,135 @@
+"""Several processes under Accelerate do what one does alone, and write once."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ONE_THREAD, ROOT, tiny_gpt2
+
+from prunegpt_utils import records
+from prunegpt_utils.data import windows
+from prunegpt_utils.masks import measure
+from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils.training import Plan, Pruning, train
+
+LAUNCH = [
+    "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+]  # fmt: skip
+SCRIPT = """
+import hashlib, socket, sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState, notebook_launcher
+
+sys.path.insert(0, sys.argv[2])
+from test_accelerate import PLAN, TEACHER, inputs, trained
+
+def main():
+    model, result = trained(Path(sys.argv[1], "checkpoints"), PLAN, TEACHER)
+    weights = b"".join(w.detach().numpy().tobytes() for w in model.state_dict().values())
+    rank = PartialState().process_index
+    Path(sys.argv[1], f"rank-{rank}").write_text(hashlib.sha256(weights).hexdigest())
+
+if sys.argv[3:] == ["notebook"]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    notebook_launcher(main, num_processes=2, use_port=port)
+else:
+    main()
+"""
+PLAN = Plan(
+    12, 3e-3, batch=4, accumulate=2, evaluations=12, alpha=0.5, temperature=2.0,
+    pruning=Pruning(0.8, 0.4, criterion="fisher"),
+)  # fmt: skip
+TEACHER = 7
+
+
+def inputs():
+    ids = torch.randint(0, 97, (1200,), generator=torch.Generator().manual_seed(1))
+    return windows(ids[:800], 16), ids[800:]
+
+
+def trained(folder, plan, teacher=None, dropout=0.0):
+    model = tiny_gpt2(dropout=dropout)
+    result = train(model, *inputs(), folder, plan, teacher and tiny_gpt2(teacher))
+    return model, result
+
+
+def history(folder):
+    (note,) = folder.rglob("training.json")
+    return json.loads(note.read_text())["result"]["history"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    trained(folder, PLAN, TEACHER)
+    return folder
+
+
+@pytest.mark.parametrize("launcher", ["accelerate launch", "notebook_launcher"])
+def test_two_processes_train_as_one(alone, tmp_path, launcher):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable]
+    if launcher == "accelerate launch":
+        command += LAUNCH
+    command += [script, tmp_path, ROOT / "tests"]
+    if launcher == "notebook_launcher":
+        command.append("notebook")
+    environment = os.environ | ONE_THREAD | {"HF_HOME": str(tmp_path / "hub")}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = history(alone), history(tmp_path)  # one folder with one training in it
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    for key in ("loss", "nll", "sparsity"):
+        assert [row[key] for row in two] == pytest.approx([row[key] for row in one], abs=1e-5)
+    ranks = [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)]
+    assert ranks[0] == ranks[1]  # the same weights, hence the same masks
+
+
+def test_processes_must_share_a_batch_evenly(tmp_path, monkeypatch):
+    three = SimpleNamespace(num_processes=3)
+    monkeypatch.setattr("prunegpt_utils.training.Accelerator", lambda **_: three)
+    with pytest.raises(ParameterError, match="batch: 4 must be a multiple of the 3 processes"):
+        trained(tmp_path, PLAN)
+
+
+def test_the_trained_model_is_what_was_written(tmp_path):
+    model, _ = trained(tmp_path, PLAN, TEACHER)
+    again, _ = trained(tmp_path, PLAN, TEACHER)
+    assert measure(model) == measure(again)
+    for ours, theirs in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.system
+def test_a_notebook_on_two_processes_writes_one_record(tmp_path):
+    """The measured loss is that of one process, and so is everything else but the clock."""
+    found = {}
+    for name, launch in (("one", []), ("two", LAUNCH)):
+        runs = tmp_path / name
+        command = [
+            sys.executable, *launch, "-m", "prunegpt_utils", "papermill",
+            ROOT / "notebooks" / "01_baselines.ipynb", tmp_path / f"{name}.ipynb", "--kernel", "python3",
+            "-p", "start", "", "-p", "steps", "4", "-p", "study", "small", "-p", "batch", "2",
+        ]  # fmt: skip
+        environment = os.environ | ONE_THREAD | {"PRUNEGPT_RUNS": str(runs)}
+        done = subprocess.run(
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        files = [path.name for path in (runs / "small" / "records").iterdir()]
+        assert files == ["control-seed0.json"] and (tmp_path / f"{name}.ipynb").exists()
+        found[name] = records.read(runs / "small" / "records" / files[0])
+    assert [found[name]["environment"]["processes"] for name in found] == [1, 2]
+    one, two = (found[name]["metrics"]["validation"]["nll"] for name in found)
+    assert one == pytest.approx(two, abs=1e-4)  # in bf16, whose sums depend on the batch

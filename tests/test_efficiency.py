@@ -1,0 +1,31 @@
+import pytest
+import torch
+from transformers import GPT2Config
+
+from prunegpt_utils.efficiency import _Peak, predicted_memory, tracked_memory
+from prunegpt_utils.training import Plan
+
+SMALL = GPT2Config(vocab_size=4096, n_embd=256, n_layer=4, n_head=4, n_positions=256)
+
+
+def test_peak_counts_what_lives_at_the_same_time():
+    with _Peak() as peak:
+        a = torch.zeros(1000)
+        del a  # 4,000 bytes come and go
+        b = torch.zeros(500)
+        c = b.view(10, 50) + 1  # a view is no new memory, the sum is
+    assert peak.most == 4000 and peak.now == 4000 and c.shape == (10, 50)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+@pytest.mark.parametrize("taught", [True, False])
+def test_memory_is_as_predicted(precision, taught):
+    plan = Plan(1, 1e-3, batch=2, precision=precision, alpha=0.5)
+    predicted = sum(predicted_memory(SMALL, plan, 256, taught).values())
+    assert predicted == pytest.approx(tracked_memory(SMALL, plan, 256, taught), rel=0.25)
+
+
+def test_gpt2_fits_the_original_hardware():
+    """124M, distilled and masked, one window of 1,024 tokens: far below 11 GB."""
+    plan = Plan(1, 1e-3, batch=1, precision="bf16", alpha=0.5)
+    assert tracked_memory(GPT2Config(), plan, 1024) < 6e9

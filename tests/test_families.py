@@ -1,0 +1,53 @@
+"""Other architectures than GPT-2, randomly initialised and tiny, through the same notebooks."""
+
+import pytest
+import torch
+import transformers
+from conftest import papermill
+from transformers import AutoModelForCausalLM
+
+from prunegpt_utils import models, records
+
+SMALL = {"vocab_size": 2048, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+FAMILIES = {  # name -> (configuration, matrices a block)
+    "OPT": ({"ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 64}, 6),
+    "GPTNeoX": ({"intermediate_size": 64, "max_position_embeddings": 64}, 4),
+    "Llama": ({"intermediate_size": 64, "num_key_value_heads": 1}, 7),
+    "Qwen2": ({"intermediate_size": 64, "num_key_value_heads": 1}, 7),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request, tmp_path):
+    """(folder of a stock checkpoint with the embedded tokenizer, its matrices)."""
+    options, matrices = FAMILIES[request.param]
+    config = getattr(transformers, f"{request.param}Config")(**SMALL, **options)
+    torch.manual_seed(0)
+    folder = tmp_path / request.param
+    model = getattr(transformers, f"{request.param}ForCausalLM")(config)
+    models.save_model(model, models.load_tokenizer("pydocs-base"), folder)
+    return folder, 2 * matrices
+
+
+def test_the_block_matrices_are_found(family):
+    folder, matrices = family
+    weights = models.prunable(models.load_model(folder))
+    assert len(weights) == matrices
+    assert all(weight.ndim == 2 for weight in weights.values())
+
+
+@pytest.mark.system
+def test_fine_tuned_pruned_and_distilled(family, tmp_path):
+    folder, _ = family
+    parameters = {"study": "other", "model": str(folder), "steps": 2, "batch": 2, "block": 64}
+    done = papermill("03_distillation", tmp_path, parameters)
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = {path.stem for path in (tmp_path / "other" / "records").glob("*.json")}
+    assert names == {
+        "dense-seed0", "control-seed0", "one-shot-s90-seed0", "gradual-s90-seed0",
+        "gradual-distilled-s90-seed0",
+    }  # fmt: skip
+    record = records.read(tmp_path / "other" / "records" / "gradual-distilled-s90-seed0.json")
+    assert record["sparsity"]["prunable"] == pytest.approx(0.9, abs=1e-3)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "other" / "models" / record["run"])
+    assert type(reloaded).__name__.startswith(folder.name)
