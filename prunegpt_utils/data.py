@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import importlib.metadata
 import importlib.util
 import inspect
 import itertools
@@ -115,7 +116,7 @@ def load_text(name, cache):
     """
     path, revision = Path(name).expanduser(), None
     if name == "pydocs":
-        splits = split_documents(_cached(pydocs, Path(cache, f"pydocs-{_interpreter()}.json")))
+        splits = split_documents(cached(pydocs, Path(cache, f"pydocs-{_interpreter()}.json")))
     elif _HUB_NAME.fullmatch(name) and not path.exists():
         splits, revision = _read_hub(name, cache)
     else:
@@ -166,7 +167,7 @@ def _interpreter():
     return f"{sys.implementation.name}-{sys.version.split()[0]}"
 
 
-def _cached(make, path):
+def cached(make, path):
     """`make()`, read from the JSON file `path` from the second call on."""
     if not path.exists():
         _write(path, lambda part: part.write_text(json.dumps(make()), "utf-8"))
@@ -204,7 +205,8 @@ def package_docs(packages):
     """Documentation of installed packages, one document a Python file.
 
     Args:
-        packages: import names; each must be installed.
+        packages: import names; each must be installed. Those that are no folder with an
+            `__init__.py` have no documents.
 
     Returns:
         {package: list of documents}; a docstring that several files repeat is kept once, and
@@ -212,7 +214,10 @@ def package_docs(packages):
     """
     seen, documents = set(), {}
     for package in packages:
-        root = Path(importlib.util.find_spec(package).origin).parent
+        origin = importlib.util.find_spec(package).origin
+        if origin is None:
+            continue
+        root = Path(origin).parent
         files = [f for f in sorted(root.rglob("*.py")) if "test" not in str(f.relative_to(root))]
         texts = []
         for file in files:
@@ -233,6 +238,14 @@ def _compiled_docstrings(name):
             if inspect.isclass(thing):
                 texts += [inspect.getdoc(member) for _, member in sorted(vars(thing).items())]
     return _unique(texts)
+
+
+def installed_packages():
+    """Import names of all installed packages that have Python files, sorted."""
+    names = sorted(importlib.metadata.packages_distributions())
+    own = {name for name in names if name.isidentifier() and not name.startswith("_")}
+    specs = {name: importlib.util.find_spec(name) for name in sorted(own - sys.stdlib_module_names)}
+    return [name for name, spec in specs.items() if spec and spec.submodule_search_locations]
 
 
 def overlap(documents, reference, n=13):

@@ -99,9 +99,14 @@ def at_hand(name):
     return name == BASE.name or Path(name).is_dir() or available(name, "model", "*.safetensors")
 
 
-def describe(name, model):
-    """What a record says of a model: its name, the hub's commit or None, its parameters."""
-    folder = locate(name)
+def describe(name, base, model):
+    """What a record says of a model: its name, the hub's commit or None, its parameters.
+
+    Args:
+        name: what the user asked for.  base: what that stands for, see `load_model`.
+        model: whose parameters to count.
+    """
+    folder = locate(base)
     revision = folder.name if folder.parent.name == "snapshots" else None
     return {"name": str(name), "revision": revision, **count(model)}
 

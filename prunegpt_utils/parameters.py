@@ -67,7 +67,14 @@ PARAMETERS = {
     "precision": (str, lambda v: v in ("auto", "bf16", "float32"), "must be auto, bf16 or float32"),
     "curve": (str, lambda v: True, "must name the recipe with the one-shot curve, or be empty"),
     "untaught": (str, lambda v: True, "must name the recipe of the same run without teacher"),
-    "packages": (str, str.split, "must name installed packages, separated by spaces"),
+    "extra": (str, lambda v: True, "must name a file or folder of text, or be empty"),
+    "vocabulary_from": (str, lambda v: True, "must name a folder with a tokenizer, or be empty"),
+    "vocabulary": (int, lambda v: v >= 257, "must be a whole number above 256"),
+    "layers": (int, lambda v: v >= 1, "must be a whole number, 1 or more"),
+    "width": (int, lambda v: v >= 1, "must be a whole number, 1 or more"),
+    "heads": (int, lambda v: v >= 1, "must be a whole number, 1 or more"),
+    "minutes": (float, lambda v: v >= 0, "must be 0 or more (wall-clock time)"),
+    "packages": (str, str.split, "must name installed packages, separated by spaces, or be all"),
     "replace_base": (bool, lambda v: True, "must be True or False"),
 }
 

@@ -12,7 +12,7 @@ from prunegpt_utils.models import at_hand, processes
 from prunegpt_utils.parameters import ParameterError
 
 # Parameters that name another run by its recipe.
-LINKS = ("start", "teacher", "curve", "untaught")
+LINKS = ("model", "start", "teacher", "curve", "untaught")
 # Parameters in which all runs of a study agree, so that one may stand on another.
 SHARED = ("model", "data", "block", "protocol")
 
@@ -157,7 +157,7 @@ def require(link, p):
     """Record of the run that parameter `link` names; a notebook makes it if it is not there yet.
 
     Args:
-        link: start, teacher, curve or untaught.
+        link: one of `LINKS`.
         p: checked parameters of the run that asks.
 
     Returns:
@@ -212,8 +212,7 @@ def _execute(run, folder):
 
 
 def model_of(link, p):
-    """The model that `start` or `teacher` names: a folder, or a name for `models.load_model`."""
-    if not p[link]:
-        return p["model"]
+    """The model that a link names, or `model` if it is empty: a folder, or a name to load."""
+    link = link if p[link] else "model"
     record = require(link, p)
     return records.study_folder(p["study"]) / "models" / record["run"] if record else p[link]

@@ -1,10 +1,12 @@
 """The one training loop: fine-tuning, pruning and distilling differ only in its arguments."""
 
 import contextlib
+import copy
 import ctypes
 import hashlib
 import json
 import math
+import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,7 +83,10 @@ class Plan:
     pruning: Pruning | None = None
 
 
-def train(model, windows, validation, folder, plan, teacher=None, save_every=60, label="training"):
+def train(
+    model, windows, validation, folder, plan, teacher=None, *,
+    save_every=60, compiled=False, label="training",
+):  # fmt: skip
     """Train `model` in place, prune it on the way if asked, and leave the best version in it.
 
     What was trained before with equal arguments (weights, text, plan, teacher) is loaded instead;
@@ -98,6 +103,7 @@ def train(model, windows, validation, folder, plan, teacher=None, save_every=60,
         plan: Plan.
         teacher: frozen model or None.
         save_every: seconds between checkpoints.
+        compiled: let torch.compile make the blocks faster, which takes it a minute or more.
         label: what the progress bar says.
 
     Returns:
@@ -124,6 +130,8 @@ def train(model, windows, validation, folder, plan, teacher=None, save_every=60,
         run = _Run(model, folder, plan, arguments, together)
         run.calibrate = lambda: squared_gradients(model, windows, plan, teacher)
         run.resume()
+        if compiled:
+            model.base_model.compile(dynamic=False)
         _loop(run, windows, validation, teacher, save_every, label)
         run.finish()
     together.wait_for_everyone()
@@ -220,6 +228,31 @@ def squared_gradients(model, windows, plan, teacher=None, batches=16):
             sums[name] += weight.grad.square()
         model.zero_grad(set_to_none=True)
     return {name: total / batches for name, total in sums.items()}
+
+
+def steps_within(minutes, model, windows, plan, trials=6):
+    """Optimizer steps that fit into a time, from the measured length of a few of them.
+
+    Args:
+        minutes: float.  model, windows, plan: as for `train`; the weights stay as they are.
+        trials: steps to measure; the first, which warms up, does not count.
+
+    Returns:
+        int, at least 1.
+    """
+    trial, seconds = copy.deepcopy(model).train(), []
+    optimizer = torch.optim.AdamW(trial.parameters(), lr=plan.lr, fused=True)
+    for index in range(trials):
+        begin = time.perf_counter()
+        for micro in range(plan.accumulate):
+            rows = batch_rows(len(windows), plan.batch, index * plan.accumulate + micro, plan.seed)
+            loss = batch_loss(trial, windows[rows], plan)
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        float(loss)  # waits for the device
+        seconds.append(time.perf_counter() - begin)
+    return max(1, int(60 * minutes / statistics.median(seconds[1:])))
 
 
 def autocast(model, precision):
