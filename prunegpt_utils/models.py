@@ -236,8 +236,12 @@ def check_same_vocabulary(student, teacher, name):
         raise ParameterError("teacher", name, allowed)
 
 
-def check_block(model, block):
-    """Raise `ParameterError` if the model has no positions for windows of `block` tokens."""
+def check_input(model, tokenizer, block):
+    """Raise `ParameterError` unless the model can read windows of `block` of these tokens."""
+    known, made = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+    if made > known:
+        allowed = f"knows {known} tokens; the tokenizer beside it makes {made} kinds"
+        raise ParameterError("model", model.config.name_or_path, allowed)
     limit = getattr(model.config, "max_position_embeddings", block)
     if block > limit:
         raise ParameterError("block", block, f"is longer than the model's {limit} positions")

@@ -87,7 +87,13 @@ def test_teacher_with_another_vocabulary():
 
 def test_block_longer_than_the_positions():
     with pytest.raises(ParameterError, match="block: 33 is longer than the model's 32 positions"):
-        models.check_block(tiny_gpt2(), 33)
+        models.check_input(tiny_gpt2(), range(97), 33)
+
+
+def test_tokenizer_of_another_model():
+    tokenizer = models.load_tokenizer("pydocs-base")
+    with pytest.raises(ParameterError, match="knows 97 tokens; the tokenizer beside it makes 2048"):
+        models.check_input(tiny_gpt2(), tokenizer, 32)
 
 
 def test_no_pickle_and_no_remote_code_in_the_sources():
