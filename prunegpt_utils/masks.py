@@ -3,32 +3,32 @@
 import numpy as np
 import torch
 
-from prunegpt_utils.models import prunable
+from prunegpt_utils.criteria import scores, sparsegpt
+from prunegpt_utils.models import input_axes, prunable
 from prunegpt_utils.parameters import ParameterError
 
 
-def scores(model, criterion="magnitude", seed=0, squared_gradients=None):
-    """How much each prunable weight matters; the lowest scores go first.
+def prune(model, criterion, sparsity, scope, facts=None, batches=()):
+    """Set the weights that matter least to zero, in place.
 
     Args:
         model: causal language model.
-        criterion: `magnitude`, |w| (Han et al. 2015, arXiv 1506.02626); `fisher`, w^2 E[g^2], the
-            rise of the loss to second order with the squared gradients g^2 in place of the
-            curvature (LeCun et al. 1990; Theis et al. 2018, arXiv 1801.05787), as its square root,
-            which ranks the same and cannot underflow; or `random`, the control.
-        seed: of the random scores.
-        squared_gradients: E[g^2] as {name: tensor}, for `fisher`.
+        criterion: key of `criteria.CRITERIA`. `sparsegpt` also mends what is left.
+        sparsity, scope: as for `make_masks`; for `sparsegpt`, `uniform` or a pattern.
+        facts: of `criteria.calibrate`.
+        batches: calibration text for `sparsegpt`.
 
     Returns:
-        {name: float32 tensor in the shape of the weight}.
+        {name: bool tensor in the shape of the weight}, True = keep.
+
+    Raises:
+        ParameterError: sparsity or scope that cannot be had.
     """
-    weights = {name: weight.detach().float() for name, weight in prunable(model).items()}
-    if criterion == "magnitude":
-        return {name: weight.abs() for name, weight in weights.items()}
-    if criterion == "fisher":
-        return {name: w.abs() * squared_gradients[name].sqrt() for name, w in weights.items()}
-    dice = torch.Generator().manual_seed(seed)
-    return {name: torch.rand(w.shape, generator=dice).to(w.device) for name, w in weights.items()}
+    if criterion == "sparsegpt":
+        return sparsegpt(model, batches, *_column_rule(sparsity, scope))
+    masks = make_masks(scores(model, criterion, facts), sparsity, scope, input_axes(model))
+    apply_masks(model, masks)
+    return masks
 
 
 def make_masks(scored, sparsity, scope="global", axes=None):
@@ -37,10 +37,11 @@ def make_masks(scored, sparsity, scope="global", axes=None):
     Args:
         scored: {name: scores}.
         sparsity: fraction to remove, in [0, 1).
-        scope: `global` ranks all matrices together, `uniform` prunes each by the same fraction.
-            `n:m`, such as `2:4`, leaves n of m neighbours along a matrix's inputs, which hardware
-            can use (Mishra et al. 2021, arXiv 2104.08378); at lower sparsity, the way there.
-        axes: {name: dimension of the inputs}, for `n:m`; see `models.input_axes`.
+        scope: `global` ranks all matrices together, `uniform` prunes each by the same fraction,
+            `per-row` each output of each matrix. `n:m`, such as `2:4`, leaves n of m neighbours
+            along a matrix's inputs, which hardware can use (Mishra et al. 2021, arXiv
+            2104.08378); at a lower sparsity, some of the way there.
+        axes: {name: dimension of the inputs}, for `per-row` and `n:m`; see `models.input_axes`.
 
     Returns:
         {name: bool tensor in the shape of the scores}, True = keep.
@@ -48,9 +49,11 @@ def make_masks(scored, sparsity, scope="global", axes=None):
     Raises:
         ParameterError: the pattern does not fit the matrices, or allows no such sparsity.
     """
+    if scope == "per-row":
+        return {name: _each_row(tensor, sparsity, axes[name]) for name, tensor in scored.items()}
     if ":" in scope:
         scored = _keep_pattern(scored, scope, sparsity, axes)
-    groups = [scored] if scope != "uniform" else [{name: s} for name, s in scored.items()]
+    groups = [{name: s} for name, s in scored.items()] if scope == "uniform" else [scored]
     masks = {}
     for group in groups:
         flat = torch.cat([tensor.flatten() for tensor in group.values()])
@@ -62,21 +65,56 @@ def make_masks(scored, sparsity, scope="global", axes=None):
 
 def _keep_pattern(scored, pattern, sparsity, axes):
     """Scores in which the n highest of every m neighbours can no longer be the lowest."""
-    n, m = map(int, pattern.split(":"))
-    if sparsity > 1 - n / m:
-        allowed = f"must be at most {1 - n / m:g} with {pattern}"
-        raise ParameterError("sparsity", sparsity, allowed)
+    n, m = _pattern(pattern, sparsity)
     kept = {}
     for name, tensor in scored.items():
         aside = tensor.movedim(axes[name], -1)
         if aside.shape[-1] % m:
             allowed = f"does not divide the {aside.shape[-1]} inputs of {name}"
             raise ParameterError("scope", pattern, allowed)
-        groups = aside.unflatten(-1, (-1, m))
-        best = groups.topk(n, dim=-1).indices
-        groups = groups.scatter(-1, best, torch.inf)
-        kept[name] = groups.flatten(-2).movedim(-1, axes[name])
+        kept[name] = aside.where(~_best(aside, n, m), torch.inf).movedim(-1, axes[name])
     return kept
+
+
+def _pattern(scope, sparsity):
+    """(n, m) of the pattern n:m, if it allows this sparsity."""
+    n, m = map(int, scope.split(":"))
+    if sparsity > 1 - n / m:
+        raise ParameterError("sparsity", sparsity, f"must be at most {1 - n / m:g} with {scope}")
+    return n, m
+
+
+def _best(scored, n, m):
+    """Bool tensor, True at the n highest of every m neighbours along the last dimension."""
+    groups = scored.unflatten(-1, (-1, m))
+    best = torch.zeros_like(groups, dtype=torch.bool)
+    return best.scatter(-1, groups.topk(n, dim=-1).indices, True).flatten(-2)
+
+
+def _each_row(scored, sparsity, axis):
+    """Mask that prunes the same number of inputs of every output."""
+    aside = scored.movedim(axis, -1)
+    order = aside.argsort(dim=-1, stable=True)[..., : round(sparsity * aside.shape[-1])]
+    mask = torch.ones_like(aside, dtype=torch.bool).scatter(-1, order, False)
+    return mask.movedim(-1, axis)
+
+
+def _column_rule(sparsity, scope):
+    """(which of some columns' weights to keep, how many columns to choose at a time)."""
+    if ":" in scope:
+        n, m = _pattern(scope, sparsity)
+        if sparsity != 1 - n / m:
+            raise ParameterError("sparsity", sparsity, f"must be {1 - n / m:g} with {scope}")
+        return lambda scored, before: _best(scored, n, m), m
+    if scope != "uniform":
+        raise ParameterError("scope", scope, "must be uniform or a pattern such as 2:4 here")
+
+    def keep(scored, before):
+        rows, columns = scored.shape  # rounded so that the matrix as a whole gets it exactly
+        goal = round(sparsity * rows * (before + columns)) - round(sparsity * rows * before)
+        return ~_lowest(scored.flatten(), goal).view_as(scored)
+
+    return keep, 128
 
 
 def _lowest(flat, k):

@@ -188,25 +188,30 @@ def prunable(model):
     Returns:
         {state-dict name: parameter}, in the order of the blocks.
     """
+    return {name: module.weight for name, module in layers(model).items()}
+
+
+def layers(model):
+    """The modules that hold the `prunable` weights, under the names of those.
+
+    Raises:
+        ParameterError: there are none.
+    """
     prefix, modules = blocks(model)
-    weights = {
-        f"{prefix}.{name}.weight": module.weight
+    found = {
+        f"{prefix}.{name}.weight": module
         for name, module in modules.named_modules()
         if isinstance(module, (Conv1D, torch.nn.Linear))
     }
     embedding = model.get_input_embeddings().weight
-    if not weights or any(weight is embedding for weight in weights.values()):
+    if not found or any(module.weight is embedding for module in found.values()):
         raise ParameterError("model", type(model).__name__, "has no block matrices to prune")
-    return weights
+    return found
 
 
 def input_axes(model):
     """{name: dimension of `prunable` weights along which inputs are summed}."""
-    kinds = dict(model.named_modules())
-    return {
-        name: 0 if isinstance(kinds[name.removesuffix(".weight")], Conv1D) else 1
-        for name in prunable(model)
-    }
+    return {name: 0 if isinstance(m, Conv1D) else 1 for name, m in layers(model).items()}
 
 
 def count(model):

@@ -19,7 +19,7 @@ class ParameterError(ValueError):
 
 # name -> (type, test, what is allowed). One table serves every notebook, recipe and study file.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SCOPE = re.compile(r"global|uniform|1:2|[1-3]:4|[1-7]:8")
+_SCOPE = re.compile(r"global|uniform|per-row|1:2|[1-3]:4|[1-7]:8")
 PARAMETERS = {
     "study": (str, _NAME.fullmatch, "must be letters, digits, '.', '_' or '-'"),
     "recipe": (str, _NAME.fullmatch, "must be letters, digits, '.', '_' or '-'"),
@@ -56,11 +56,11 @@ PARAMETERS = {
     "sparsity_start": (float, lambda v: 0 <= v < 1, "must lie in [0, 1)"),
     "prune_from": (float, lambda v: 0 <= v <= 1, "must lie in [0, 1] (fraction of the steps)"),
     "prune_until": (float, lambda v: 0 <= v <= 1, "must lie in [0, 1] (fraction of the steps)"),
-    "scope": (str, _SCOPE.fullmatch, "must be global, uniform or a pattern such as 2:4"),
+    "scope": (str, _SCOPE.fullmatch, "must be global, uniform, per-row or a pattern such as 2:4"),
     "criterion": (
         str,
-        lambda v: v in ("magnitude", "fisher", "random"),
-        "must be magnitude, fisher or random",
+        lambda v: _is_criterion(v),
+        "must be magnitude, fisher, first-order, wanda, sparsegpt, random, or one of your own",
     ),
     "alpha": (float, lambda v: 0 <= v <= 1, "must lie in [0, 1] (weight of the teacher)"),
     "temperature": (float, lambda v: 0 < v <= 100, "must lie in (0, 100]"),
@@ -77,6 +77,12 @@ PARAMETERS = {
     "packages": (str, str.split, "must name installed packages, separated by spaces, or be all"),
     "replace_base": (bool, lambda v: True, "must be True or False"),
 }
+
+
+def _is_criterion(value):
+    from prunegpt_utils.criteria import CRITERIA
+
+    return value in CRITERIA
 
 
 def check(name, value):

@@ -16,10 +16,11 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from prunegpt_utils.criteria import calibrate, known_gradients
 from prunegpt_utils.distillation import mean_loss
 from prunegpt_utils.evaluation import slide, token_nll
-from prunegpt_utils.masks import apply_masks, cubic_sparsity, make_masks, scores
-from prunegpt_utils.models import fingerprint, head, hidden_states, input_axes, prunable
+from prunegpt_utils.masks import apply_masks, cubic_sparsity, prune
+from prunegpt_utils.models import fingerprint, head, hidden_states, prunable
 from prunegpt_utils.parameters import ParameterError
 from prunegpt_utils.progress import bar
 
@@ -128,7 +129,8 @@ def train(
     if not (folder / "training.json").exists():
         together.wait_for_everyone()
         run = _Run(model, folder, plan, arguments, together)
-        run.calibrate = lambda: squared_gradients(model, windows, plan, teacher)
+        run.batches = calibration_batches(windows, plan)
+        run.loss = lambda rows: batch_loss(model, rows, plan, teacher)
         run.resume()
         if compiled:
             model.base_model.compile(dynamic=False)
@@ -207,27 +209,17 @@ def batch_loss(model, rows, plan, teacher=None):
     return mean_loss(hidden, head(model), labels, taught, plan.alpha, plan.temperature)
 
 
-def squared_gradients(model, windows, plan, teacher=None, batches=16):
-    """Mean squared gradient of every prunable weight: the diagonal of the empirical Fisher matrix.
-
-    Training has these for nothing, as Adam's second moments; this is for a model at rest.
+def calibration_batches(windows, plan, batches=16):
+    """The first batches of training text, on which a criterion looks at the model at rest.
 
     Args:
-        model, windows, plan, teacher: as for `train`; the weights stay as they are.
-        batches: how many batches of windows to average over.
+        windows, plan: as for `train`.  batches: how many.
 
     Returns:
-        {name: float32 tensor in the shape of the weight}.
+        list of int64 tensors of shape (batch, block + 1).
     """
-    weights = prunable(model)
-    sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    for index in range(batches):
-        rows = batch_rows(len(windows), plan.batch, index, plan.seed)
-        batch_loss(model, windows[rows], plan, teacher).backward()
-        for name, weight in weights.items():
-            sums[name] += weight.grad.square()
-        model.zero_grad(set_to_none=True)
-    return {name: total / batches for name, total in sums.items()}
+    rows = (batch_rows(len(windows), plan.batch, index, plan.seed) for index in range(batches))
+    return [windows[row] for row in rows]
 
 
 def steps_within(minutes, model, windows, plan, trials=6):
@@ -345,18 +337,18 @@ class _Run:
         pruning = self.plan.pruning
         wanted = pruning and pruning.sparsity(self.step, self.plan.steps)
         if wanted is not None and wanted != self.sparsity:
-            gradients = self.squared_gradients() if pruning.criterion == "fisher" else None
-            scored = scores(self.model, pruning.criterion, self.plan.seed, gradients)
-            axes = input_axes(self.model)
-            self.masks, self.sparsity = make_masks(scored, wanted, pruning.scope, axes), wanted
-            apply_masks(self.model, self.masks)
+            name, scope = pruning.criterion, pruning.scope
+            self.masks = prune(self.model, name, wanted, scope, self.facts(name), self.batches)
+            self.sparsity = wanted
 
-    def squared_gradients(self):
-        """Adam's second moments; before the first step there are none, so they are measured."""
+    def facts(self, name):
+        """What the criterion needs: for Fisher Adam's second moments, once there are any."""
         moments = self.optimizer.state
-        if not moments:
-            return self.calibrate()
-        return {name: moments[w]["exp_avg_sq"] for name, w in prunable(self.model).items()}
+        if name == "fisher" and moments:
+            weights = prunable(self.model)
+            squares = {key: moments[w]["exp_avg_sq"] for key, w in weights.items()}
+            return known_gradients(self.model, squares)
+        return calibrate(self.model, name, self.batches, self.loss, self.plan.seed)
 
     def update(self, lr):
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import tiny_gpt2
 
-from prunegpt_utils import masks, models
+from prunegpt_utils import criteria, masks, models
 from prunegpt_utils.parameters import ParameterError
 
 
@@ -11,7 +11,7 @@ from prunegpt_utils.parameters import ParameterError
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_exact_count_in_any_precision(scope, dtype, sparsity):
     model = tiny_gpt2().to(dtype)  # bfloat16 has few values, so there are many ties
-    kept = masks.make_masks(masks.scores(model), sparsity, scope)
+    kept = masks.make_masks(criteria.scores(model), sparsity, scope)
     if scope == "uniform":
         for mask in kept.values():
             assert int((~mask).sum()) == round(sparsity * mask.numel())
@@ -37,9 +37,9 @@ def test_the_smallest_go_whatever_matrix_they_are_in():
 
 
 def test_masks_nest_and_pruned_weights_stay_pruned(model):
-    half = masks.make_masks(masks.scores(model), 0.5)
+    half = masks.make_masks(criteria.scores(model), 0.5)
     masks.apply_masks(model, half)
-    more = masks.make_masks(masks.scores(model), 0.7)
+    more = masks.make_masks(criteria.scores(model), 0.7)
     assert all((half[name] | ~more[name]).all() for name in half)
 
 
@@ -51,7 +51,7 @@ def test_cubic_schedule_matches_its_formula():
 
 
 def test_random_scores_depend_on_the_seed_alone(model):
-    first, again, other = (masks.scores(model, "random", seed) for seed in (1, 1, 2))
+    first, again, other = (criteria.scores(model, "random", seed=seed) for seed in (1, 1, 2))
     name = next(iter(first))
     assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
 
@@ -59,7 +59,7 @@ def test_random_scores_depend_on_the_seed_alone(model):
 def test_fisher_scores_order_weights_by_the_rise_of_the_loss(model):
     weights = models.prunable(model)
     slopes = {name: torch.rand_like(weight) for name, weight in weights.items()}
-    scored = masks.scores(model, "fisher", squared_gradients=slopes)
+    scored = criteria.scores(model, "fisher", criteria.known_gradients(model, slopes))
     for name, weight in weights.items():
         rise = weight.detach() ** 2 * slopes[name]
         assert torch.equal(scored[name].flatten().argsort(), rise.flatten().argsort())
@@ -69,7 +69,7 @@ def test_tied_embedding_is_never_prunable(model):
     names = models.prunable(model)
     assert not any("wte" in name or "wpe" in name or "lm_head" in name for name in names)
     before = model.transformer.wte.weight.clone()
-    masks.apply_masks(model, masks.make_masks(masks.scores(model), 0.99))
+    masks.apply_masks(model, masks.make_masks(criteria.scores(model), 0.99))
     assert torch.equal(model.transformer.wte.weight, before)
     assert model.lm_head.weight is model.transformer.wte.weight
 
@@ -77,7 +77,7 @@ def test_tied_embedding_is_never_prunable(model):
 def test_zeros_survive_a_stock_save_and_reload(model, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    masks.apply_masks(model, masks.make_masks(masks.scores(model), 0.9))
+    masks.apply_masks(model, masks.make_masks(criteria.scores(model), 0.9))
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert masks.measure(again) == masks.measure(model)
@@ -102,7 +102,7 @@ def test_a_pattern_is_exact_in_a_model(model, pattern):
         models.input_axes(model),
         {k: torch.zeros_like(w) for k, w in models.prunable(model).items()},
     )
-    for scored in (masks.scores(model), equal):
+    for scored in (criteria.scores(model), equal):
         kept = masks.make_masks(scored, 1 - n / m, pattern, axes)
         for name, mask in kept.items():
             groups = mask.movedim(axes[name], -1).unflatten(-1, (-1, m))

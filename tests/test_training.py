@@ -2,7 +2,6 @@ import math
 from dataclasses import replace
 
 import pytest
-import torch
 from conftest import tiny_gpt2
 
 from prunegpt_utils import masks, models, training
@@ -131,21 +130,6 @@ def test_a_damaged_checkpoint_is_named(tmp_path, ids, monkeypatch):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ParameterError, match=r"checkpoint: .*resume.safetensors' is damaged"):
         run(tmp_path, ids)
-
-
-def test_squared_gradients_are_those_of_single_batches(ids):
-    model, text, plan = tiny_gpt2(), windows(ids, 16), replace(PLAN, pruning=None, alpha=0.0)
-    before = models.fingerprint(model)
-    ours = training.squared_gradients(model, text, plan, batches=3)
-    name, weight = next(iter(models.prunable(model).items()))
-    wanted = torch.zeros_like(weight)
-    for index in range(3):
-        rows = text[training.batch_rows(len(text), plan.batch, index, plan.seed)]
-        loss = model(input_ids=rows[:, :-1]).logits.flatten(0, 1)
-        loss = torch.nn.functional.cross_entropy(loss, rows[:, 1:].flatten())
-        wanted += torch.autograd.grad(loss, weight)[0] ** 2 / 3
-    torch.testing.assert_close(ours[name], wanted, rtol=1e-3, atol=1e-9)
-    assert models.fingerprint(model) == before and weight.grad is None
 
 
 def test_fisher_scores_use_what_training_knows(tmp_path, ids):

@@ -1,0 +1,162 @@
+import pytest
+import torch
+from conftest import tiny_gpt2
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from prunegpt_utils import criteria, masks, models, training
+from prunegpt_utils.data import windows
+from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils.training import Plan
+
+PLAN = Plan(1, 1e-3, batch=2)
+
+
+def tiny_llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, use_cache=False, initializer_range=0.3,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+MODELS = {"Conv1D": tiny_gpt2, "Linear": tiny_llama}
+
+
+def facts_of(model, ids, name, batches=3):
+    texts = training.calibration_batches(windows(ids, 16), PLAN, batches)
+    return criteria.calibrate(model, name, texts, lambda r: training.batch_loss(model, r, PLAN))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_gradients_are_means_over_single_batches(ids, kind):
+    model, text = MODELS[kind](), windows(ids, 16)
+    before = models.fingerprint(model)
+    ours = facts_of(model, ids, "fisher")
+    name, weight = next(iter(models.prunable(model).items()))
+    mean, square = torch.zeros_like(weight), torch.zeros_like(weight)
+    for index in range(3):
+        rows = text[training.batch_rows(len(text), PLAN.batch, index, PLAN.seed)]
+        loss = model(input_ids=rows[:, :-1]).logits.flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(loss, rows[:, 1:].flatten())
+        gradient = torch.autograd.grad(loss, weight)[0]
+        mean, square = mean + gradient / 3, square + gradient**2 / 3
+    torch.testing.assert_close(ours[name].gradient, mean, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(ours[name].squared_gradient, square, rtol=1e-3, atol=1e-9)
+    assert models.fingerprint(model) == before and weight.grad is None
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_each_criterion_by_hand(axis):
+    """Two outputs (rows) of two inputs, in the shape of Linear or transposed as in Conv1D."""
+
+    def turned(rows):
+        return torch.tensor(rows) if axis else torch.tensor(rows).T
+
+    facts = criteria.Facts(axis, torch.Generator())
+    facts.gradient = turned([[1.0, -1.0], [0.5, 0.0]])
+    facts.squared_gradient = turned([[4.0, 1.0], [0.25, 0.0]])
+    facts.inputs = torch.tensor([[9.0, 1.0], [1.0, 16.0]])  # norms 3 and 4
+    weight = turned([[1.0, -2.0], [3.0, 4.0]])
+    for name, wanted in {
+        "magnitude": [[1.0, 2.0], [3.0, 4.0]],
+        "first-order": [[1.0, 2.0], [1.5, 0.0]],
+        "fisher": [[2.0, 2.0], [1.5, 0.0]],
+        "wanda": [[3.0, 8.0], [9.0, 16.0]],
+    }.items():
+        torch.testing.assert_close(criteria.CRITERIA[name].score(weight, facts), turned(wanted))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_inputs_are_those_the_layers_get(ids, kind):
+    model = MODELS[kind]()
+    name, layer = list(models.layers(model).items())[-1]
+    seen = []
+    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, 1)))
+    moments = facts_of(model, ids, "wanda")[name].inputs
+    x = torch.cat(seen)
+    torch.testing.assert_close(moments, x.T @ x / len(x))
+    assert len(x) == 3 * PLAN.batch * 16
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("scope", ["global", "uniform", "per-row", "2:4"])
+@pytest.mark.parametrize("name", sorted(criteria.CRITERIA))
+def test_every_criterion_prunes_exactly(ids, kind, scope, name):
+    model = MODELS[kind]()
+    if name == "sparsegpt" and scope in ("global", "per-row"):
+        with pytest.raises(ParameterError, match="must be uniform or a pattern"):
+            masks.prune(model, name, 0.5, scope)
+        return
+    texts = training.calibration_batches(windows(ids, 16), PLAN, 3)
+    kept = masks.prune(model, name, 0.5, scope, facts_of(model, ids, name), texts)
+    axes, weights = models.input_axes(model), models.prunable(model)
+    for key, mask in kept.items():
+        aside = mask.movedim(axes[key], 1)  # (outputs, inputs)
+        assert (weights[key][~mask] == 0).all()
+        if scope == "uniform":
+            assert int(mask.sum()) == mask.numel() // 2
+        elif scope == "per-row":
+            assert (aside.sum(1) == aside.shape[1] // 2).all()
+        elif scope == "2:4":
+            assert (aside.unflatten(1, (-1, 4)).sum(-1) == 2).all()
+    total = sum(mask.numel() for mask in kept.values())
+    assert sum(int(mask.sum()) for mask in kept.values()) == total // 2
+
+
+def problem(outputs=6, inputs=20):
+    dice = torch.Generator().manual_seed(0)
+    mixed = torch.randn(200, inputs, generator=dice) @ torch.randn(inputs, inputs, generator=dice)
+    return torch.randn(outputs, inputs, generator=dice), mixed.T @ mixed / len(mixed)
+
+
+@pytest.mark.parametrize("columns", [4, 7, 128])
+def test_sparsegpt_mends_as_least_squares_would(columns):
+    """Removing column after column, the later ones solve what is left directly, row by row."""
+    weight, hessian = problem()
+    rule, _ = masks._column_rule(0.5, "uniform")
+    ours, mask = criteria.mend(weight, hessian, rule, columns, damping=0.0)
+    assert int((~mask).sum()) == weight.numel() // 2 and (ours[~mask] == 0).all()
+    wanted = weight.double().clone()
+    hessian = hessian.double()
+    for row, keeps in zip(wanted, mask, strict=True):
+        for j in range(len(row)):
+            if not keeps[j]:
+                rest = slice(j + 1, None)
+                row[rest] += torch.linalg.solve(hessian[rest, rest], hessian[rest, j]) * row[j]
+                row[j] = 0.0
+    torch.testing.assert_close(ours, wanted.float(), rtol=1e-3, atol=1e-3)
+
+
+def test_sparsegpt_changes_the_outputs_less_than_a_plain_cut():
+    weight, hessian = problem(outputs=24, inputs=64)
+    rule, _ = masks._column_rule(0.5, "uniform")
+    ours, mask = criteria.mend(weight, hessian, rule)
+
+    def error(other):
+        gap = other - weight
+        return float(((gap @ hessian) * gap).sum())
+
+    assert error(ours) < 0.75 * error(weight * mask)
+
+
+def test_sparsegpt_leaves_inputs_that_never_come():
+    weight, hessian = problem()
+    hessian[3], hessian[:, 3] = 0, 0
+    rule, _ = masks._column_rule(0.2, "uniform")
+    ours, _ = criteria.mend(weight, hessian, rule)
+    assert ours.isfinite().all() and (ours[:, 3] == 0).all()
+
+
+def test_a_criterion_of_ones_own(ids, monkeypatch):
+    monkeypatch.setattr(criteria, "CRITERIA", dict(criteria.CRITERIA))
+
+    @criteria.criterion("largest")
+    def largest(weight, facts):
+        return -weight.abs()
+
+    model = tiny_gpt2()
+    kept = masks.prune(model, "largest", 0.5, "uniform")
+    for name, mask in kept.items():
+        dense = models.prunable(tiny_gpt2())[name].abs()
+        assert dense[mask].max() <= dense[~mask].min()
