@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 RUNS := $(if $(PRUNEGPT_RUNS),$(PRUNEGPT_RUNS),$(CURDIR)/runs)/$(STUDY)
-NOTEBOOKS := 01_baselines 02_pruning 03_distillation 05_results
+NOTEBOOKS := 01_baselines 02_pruning 03_distillation 04_size_and_speed 05_results
 SNAKEMAKE = $(BIN)/snakemake --snakefile studies/Snakefile --directory "$(RUNS)" \
 	--config study=$(STUDY) --cores $(JOBS) --quiet all --keep-going --rerun-incomplete
 

@@ -4,3 +4,7 @@ import warnings
 
 # tqdm asks for notebook widgets, which need scripts from another host; progress.py does without.
 warnings.filterwarnings("ignore", message="IProgress not found")
+# Sparse matrices are made here from dense ones, so that they need no check; their being "beta" is
+# not for every reader of a notebook to know.
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")

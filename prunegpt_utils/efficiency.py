@@ -1,6 +1,8 @@
-"""What a model costs: the memory of a training step, predicted and tracked."""
+"""What a model costs: seconds, and the memory of a training step, predicted and tracked."""
 
 import copy
+import statistics
+import time
 import weakref
 
 import torch
@@ -12,6 +14,26 @@ from transformers import AutoModelForCausalLM
 from prunegpt_utils.masks import apply_masks
 from prunegpt_utils.models import count, prunable
 from prunegpt_utils.training import batch_loss
+
+
+def side_by_side(act, models, repeats):
+    """Median seconds of an act with each of several models, in turns, so that all fare alike.
+
+    Args:
+        act: function of a model.  models: {name: model}.
+        repeats: turns, after one to warm up.
+
+    Returns:
+        {name: seconds}.
+    """
+    seconds = {name: [] for name in models}
+    for turn in range(repeats + 1):
+        for name, model in models.items():
+            begin = time.perf_counter()
+            act(model)
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def predicted_memory(config, plan, block, taught=True):

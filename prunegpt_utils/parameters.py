@@ -74,6 +74,9 @@ PARAMETERS = {
     "width": (int, lambda v: v >= 1, "must be a whole number, 1 or more"),
     "heads": (int, lambda v: v >= 1, "must be a whole number, 1 or more"),
     "minutes": (float, lambda v: v >= 0, "must be 0 or more (wall-clock time)"),
+    "new_tokens": (int, lambda v: v >= 1, "must be a whole number, 1 or more"),
+    "prompt_tokens": (int, lambda v: v >= 8, "must be a whole number, 8 or more (tokens)"),
+    "repeats": (int, lambda v: v >= 1, "must be a whole number, 1 or more"),
     "packages": (str, str.split, "must name installed packages, separated by spaces, or be all"),
     "replace_base": (bool, lambda v: True, "must be True or False"),
 }

@@ -2,6 +2,7 @@
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -64,6 +65,37 @@ def perplexity_by_sparsity(table, curve, title):
     _percent(axes)
     _plain_log(axes)
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.97), fontsize=9.5)
+    return figure
+
+
+def speed_by_sparsity(table):
+    """How many times as fast as dense, against sparsity, with the break-even point marked.
+
+    Args:
+        table: DataFrame with sparsity, use, and `dense / csr`.
+    """
+    figure, axes = plt.subplots(figsize=(7.2, 4.2))
+    looks = {"writing": ("#0072B2", "o"), "reading": ("#D55E00", "s")}
+    for use, rows in table.groupby("use", sort=False):
+        colour, marker = looks[use]
+        x, y = rows.sparsity.to_numpy(), rows["dense / csr"].to_numpy()
+        axes.plot(x, y, color=colour, marker=marker, label=use)
+        log = np.log(y)
+        if log[0] < 0 < log[-1]:  # sparsity and log speed, interpolated where the line is crossed
+            even = np.interp(0, log, x)
+            axes.annotate(
+                f"breaks even at {100 * even:.0f} %", (even, 1), (8, -16), color=colour,
+                textcoords="offset points", fontsize=9.5,
+            )  # fmt: skip
+    axes.axhline(1, color="#000000", linewidth=1.2, linestyle=(0, (6, 3)))
+    axes.text(0.65, 0.985, "dense", va="top", ha="center", fontsize=9.5)
+    axes.set(
+        yscale="log", xlabel="sparsity of the block matrices", ylabel="times as fast as dense",
+        title="When skipping zeros pays, on this processor",
+    )  # fmt: skip
+    _percent(axes)
+    _plain_log(axes)
+    axes.legend(loc="upper left")
     return figure
 
 

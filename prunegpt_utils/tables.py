@@ -22,6 +22,9 @@ METHODS = {
 }
 
 
+_ASIDE = ("00_pretraining", "04_size_and_speed")  # not about how good a pruned model is
+
+
 def frame(records, published=None, missing=None):
     """One row a record.
 
@@ -38,8 +41,8 @@ def frame(records, published=None, missing=None):
     """
     rows = []
     for record in records:
-        if record["notebook"] == "00_pretraining":
-            continue  # its perplexity is on another text
+        if record["notebook"] in _ASIDE:
+            continue
         metrics, training = record["metrics"], record["training"]
         rows.append({
             "run": record["run"], "recipe": record["recipe"], "seed": record["seed"],

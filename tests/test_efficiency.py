@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import GPT2Config
 
-from prunegpt_utils.efficiency import _Peak, predicted_memory, tracked_memory
+from prunegpt_utils.efficiency import _Peak, predicted_memory, side_by_side, tracked_memory
 from prunegpt_utils.training import Plan
 
 SMALL = GPT2Config(vocab_size=4096, n_embd=256, n_layer=4, n_head=4, n_positions=256)
@@ -29,3 +29,10 @@ def test_gpt2_fits_the_original_hardware():
     """124M, distilled and masked, one window of 1,024 tokens: far below 11 GB."""
     plan = Plan(1, 1e-3, batch=1, precision="bf16", alpha=0.5)
     assert tracked_memory(GPT2Config(), plan, 1024) < 6e9
+
+
+def test_side_by_side_takes_turns_and_medians(monkeypatch):
+    clock, order = iter(range(100)), []
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    found = side_by_side(order.append, {"a": 1, "b": 2}, 2)
+    assert order == [1, 2, 1, 2, 1, 2] and found == {"a": 1, "b": 1}

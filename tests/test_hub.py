@@ -48,7 +48,7 @@ def test_a_model_in_the_cache_loads_by_its_id(cache):
     tiny_gpt2().to(torch.float16).save_pretrained(folder)
     model = models.load_model("gpt2")
     assert model.dtype == torch.float32
-    assert models.describe("gpt2", model)["revision"] == "b" * 40
+    assert models.describe("gpt2", "gpt2", model)["revision"] == "b" * 40
 
 
 def test_the_pinned_revision_is_preferred(cache):

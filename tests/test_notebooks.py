@@ -90,6 +90,7 @@ def test_smoke_study_runs_every_notebook_once(smoke):
         "01_baselines",
         "02_pruning",
         "03_distillation",
+        "04_size_and_speed",
     }
     assert all(name in first for name in plan) and not any(name in second for name in plan)
 
@@ -138,9 +139,8 @@ def test_smoke_report_is_self_contained(smoke, monkeypatch):
             r"<(script|link|iframe)|(src|srcset)=\"(?!data:)|@import|url\(", text
         ), page.name
         for target in re.findall(r'href="([^"#]+)"', text):
-            assert target.startswith("https://arxiv.org") or (index.parent / target).exists(), (
-                target
-            )
+            # a link that a reader may follow; nothing that the page itself asks for
+            assert target.startswith("https://") or (index.parent / target).exists(), target
         assert "Traceback" not in text and str(folder) not in text
     assert tables.number(60.861) == "60.86"
 

@@ -1,0 +1,156 @@
+"""What zeros are worth: fewer bytes on disk, and sparse matrices that skip them."""
+
+import copy
+import json
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save, save_file
+
+from prunegpt_utils.models import input_axes, layers, prunable
+
+
+def state(model):
+    """The tensors of a checkpoint; of tied ones the first."""
+    seen, tensors = set(), {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            tensors[name] = tensor.detach().cpu().contiguous()
+    return tensors
+
+
+def bitmask(tensor):
+    """A matrix as one bit a weight, set where it is not zero, and the values of those."""
+    kept = tensor.flatten() != 0
+    return {"bits": torch.from_numpy(np.packbits(kept.numpy())), "values": tensor.flatten()[kept]}
+
+
+def from_bitmask(parts, shape):
+    """The matrix of `bitmask`, value for value."""
+    count = math.prod(shape)
+    kept = torch.from_numpy(np.unpackbits(parts["bits"].numpy(), count=count)).bool()
+    dense = torch.zeros(count, dtype=parts["values"].dtype)
+    dense[kept] = parts["values"]
+    return dense.view(shape)
+
+
+def csr(tensor):
+    """A matrix in compressed sparse rows: where each row begins, the columns, the values."""
+    sparse = tensor.to_sparse_csr()
+    narrow = torch.int16 if tensor.shape[1] < 2**15 else torch.int32
+    return {
+        "rows": sparse.crow_indices().to(torch.int32),
+        "columns": sparse.col_indices().to(narrow),
+        "values": sparse.values(),
+    }
+
+
+def from_csr(parts, shape):
+    """The matrix of `csr`, value for value."""
+    rows, columns = parts["rows"].long(), parts["columns"].long()
+    return torch.sparse_csr_tensor(rows, columns, parts["values"], shape).to_dense()
+
+
+ENCODINGS = {"bitmask": (bitmask, from_bitmask), "csr": (csr, from_csr)}
+
+
+def save_encoded(model, path, encoding):
+    """Write a model with its pruned matrices encoded.
+
+    Args:
+        model: causal language model.  path: of the safetensors file to write.
+        encoding: key of `ENCODINGS`.
+    """
+    encode, _ = ENCODINGS[encoding]
+    pruned, tensors, shapes = prunable(model), {}, {}
+    for name, tensor in state(model).items():
+        if name in pruned:
+            tensors |= {f"{name}:{part}": value for part, value in encode(tensor).items()}
+            shapes[name] = list(tensor.shape)
+        else:
+            tensors[name] = tensor
+    save_file(tensors, path, {"encoding": encoding, "shapes": json.dumps(shapes)})
+
+
+def load_encoded(path, model):
+    """Put the weights of `save_encoded` into a model of the same architecture, in place."""
+    with safe_open(path, "pt") as file:
+        note, tensors, parts = file.metadata(), {}, {}
+        for key in file.keys():  # noqa: SIM118
+            name, _, part = key.partition(":")
+            place = parts.setdefault(name, {}) if part else tensors
+            place[part or name] = file.get_tensor(key)
+    _, decode = ENCODINGS[note["encoding"]]
+    for name, shape in json.loads(note["shapes"]).items():
+        tensors[name] = decode(parts[name], shape)
+    model.load_state_dict(tensors, strict=False)
+    model.tie_weights()
+
+
+def sizes(model, folder):
+    """Bytes of the whole checkpoint in each form, and the least that any could take.
+
+    Args:
+        model: causal language model.  folder: an existing one to write into.
+
+    Returns:
+        {form: bytes}: `safetensors`, `safetensors, zlib`, `bitmask`, `csr`, `entropy bound`.
+    """
+    plain = save(state(model))
+    found = {"safetensors": len(plain), "safetensors, zlib": len(zlib.compress(plain, 6))}
+    for encoding in ENCODINGS:
+        path = Path(folder, f"{encoding}.safetensors")
+        save_encoded(model, path, encoding)
+        found[encoding] = path.stat().st_size
+    rest = sum(t.nbytes for name, t in state(model).items() if name not in prunable(model))
+    bound = sum(entropy_bound(weight) for weight in prunable(model).values())
+    return found | {"entropy bound": rest + math.ceil(bound)}
+
+
+def entropy_bound(weight):
+    """Bytes that a matrix needs: its non-zero values, and log2 of the number of such masks.
+
+    log2 of n choose k, if any k of n places are as likely as any others.
+    """
+    n, k = weight.numel(), int((weight != 0).sum())
+    masks = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return k * weight.element_size() + masks / math.log(2) / 8
+
+
+class SparseLinear(torch.nn.Module):
+    """A linear layer whose matrix is stored and multiplied in compressed sparse rows."""
+
+    def __init__(self, weight, bias):
+        """`weight` (outputs, inputs) with zeros, `bias` (outputs) or None."""
+        super().__init__()
+        sparse = weight.to_sparse_csr()
+        index = sparse.crow_indices().int(), sparse.col_indices().int()
+        self.matrix = torch.sparse_csr_tensor(*index, sparse.values(), weight.shape)
+        self.bias = bias
+
+    def forward(self, x):
+        """From shape (..., inputs) to (..., outputs)."""
+        y = (self.matrix @ x.flatten(0, -2).T).T
+        y = y if self.bias is None else y + self.bias
+        return y.unflatten(0, x.shape[:-1])
+
+
+@torch.no_grad()
+def sparse_copy(model):
+    """The same model for inference on a CPU, its pruned matrices as `SparseLinear`.
+
+    It is a stock Hugging Face model but for these layers: `generate` works on it.
+    """
+    other = copy.deepcopy(model).eval()
+    axes = input_axes(other)
+    for name, layer in layers(other).items():
+        path, _, child = name.removesuffix(".weight").rpartition(".")
+        weight = layer.weight.detach().movedim(axes[name], 1)  # (outputs, inputs)
+        sparse = SparseLinear(weight, None if layer.bias is None else layer.bias.detach())
+        setattr(other.get_submodule(path), child, sparse)
+    return other

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from test_criteria import MODELS
+
+from prunegpt_utils import encodings, masks
+
+
+@pytest.fixture(params=MODELS)
+def sparse(request):
+    model = MODELS[request.param]()
+    masks.prune(model, "magnitude", 0.9, "global")
+    return model
+
+
+@pytest.mark.parametrize("encoding", encodings.ENCODINGS)
+def test_a_model_comes_back(sparse, encoding, tmp_path):
+    encodings.save_encoded(sparse, tmp_path / "file", encoding)
+    other = type(sparse)(sparse.config)
+    encodings.load_encoded(tmp_path / "file", other)
+    for name, tensor in sparse.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("encoding", encodings.ENCODINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kept", ["none", "all", "some"])
+def test_a_matrix_comes_back(encoding, dtype, kept):
+    matrix = torch.randn(7, 11, generator=torch.Generator().manual_seed(0)).to(dtype)
+    matrix *= {"none": 0, "all": 1, "some": matrix > 0.5}[kept]
+    encode, decode = encodings.ENCODINGS[encoding]
+    assert torch.equal(decode(encode(matrix), matrix.shape), matrix)
+
+
+def test_entropy_bound_by_hand():
+    matrix = torch.tensor([[1.0, 0, 0, 2.0]])  # two of four places: six masks
+    wanted = 2 * 4 + torch.log2(torch.tensor(6.0)) / 8
+    assert encodings.entropy_bound(matrix) == pytest.approx(float(wanted), abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bitmask_is_near_the_bound(dtype):
+    matrix = torch.randn(512, 512).to(dtype)
+    kept = masks.make_masks({"a": matrix.float().abs()}, 0.9)["a"]
+    parts = encodings.bitmask(matrix * kept)
+    size = sum(part.nbytes for part in parts.values())
+    assert 1 < size / encodings.entropy_bound(matrix * kept) < 1.3
+
+
+def test_sizes_of_a_checkpoint(sparse, tmp_path):
+    found = encodings.sizes(sparse, tmp_path)
+    assert found["entropy bound"] < found["bitmask"] < found["safetensors"]
+    assert found["safetensors, zlib"] < found["safetensors"]
+
+
+def test_sparse_layers_compute_the_same_and_generate(sparse, ids):
+    fast = encodings.sparse_copy(sparse)
+    kinds = {type(module).__name__ for module in fast.modules()}
+    assert "SparseLinear" in kinds and "Conv1D" not in kinds
+    with torch.no_grad():
+        ours, theirs = fast(ids[None, :16]).logits, sparse(ids[None, :16]).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    options = {"max_new_tokens": 6, "do_sample": False, "use_cache": True, "pad_token_id": 0}
+    said = [m.generate(ids[None, :4], **options).tolist() for m in (fast, sparse)]
+    assert said[0] == said[1]
