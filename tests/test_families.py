@@ -3,10 +3,11 @@
 import pytest
 import torch
 import transformers
-from conftest import papermill
+from conftest import ROOT, papermill
 from transformers import AutoModelForCausalLM
 
 from prunegpt_utils import models, records
+from prunegpt_utils.data import SPLITS
 
 SMALL = {"vocab_size": 2048, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 FAMILIES = {  # name -> (configuration, matrices a block)
@@ -39,7 +40,14 @@ def test_the_block_matrices_are_found(family):
 @pytest.mark.system
 def test_fine_tuned_pruned_and_distilled(family, tmp_path):
     folder, _ = family
-    parameters = {"study": "other", "model": str(folder), "steps": 2, "batch": 2, "block": 64}
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    prose = (ROOT / "README.md").read_text("utf-8")
+    for number, split in enumerate(SPLITS, 1):
+        (texts / f"{split}.txt").write_text(prose.replace("the", f"the {number}"), "utf-8")
+    parameters = {
+        "study": "other", "model": str(folder), "data": str(texts), "steps": 2, "batch": 2, "block": 64,
+    }  # fmt: skip
     done = papermill("03_distillation", tmp_path, parameters)
     assert done.returncode == 0, done.stderr[-2000:]
     names = {path.stem for path in (tmp_path / "other" / "records").glob("*.json")}
