@@ -121,10 +121,7 @@ def train(
         "data": _digest(windows, validation),
     }
     folder = Path(folder, hashlib.sha256(json.dumps(arguments).encode()).hexdigest()[:16])
-    together = Accelerator(cpu=model.device.type == "cpu")
-    if plan.batch % together.num_processes:
-        allowed = f"must be a multiple of the {together.num_processes} processes that share it"
-        raise ParameterError("batch", plan.batch, allowed)
+    together = _processes_sharing(plan.batch, model)
     _keep_freed_memory()
     if not (folder / "training.json").exists():
         together.wait_for_everyone()
@@ -138,6 +135,15 @@ def train(
         run.finish()
     together.wait_for_everyone()
     return _load_finished(model, folder)
+
+
+def _processes_sharing(batch, model):
+    """The Accelerator of this training: one process, unless a launcher started more."""
+    together = Accelerator(cpu=model.device.type == "cpu")
+    if batch % together.num_processes:
+        allowed = f"must be a multiple of the {together.num_processes} processes that share it"
+        raise ParameterError("batch", batch, allowed)
+    return together
 
 
 def _loop(run, windows, validation, teacher, save_every, label):

@@ -1,3 +1,5 @@
+import ast
+
 import pytest
 import torch
 from conftest import ROOT, tiny_gpt2
@@ -94,6 +96,13 @@ def test_tokenizer_of_another_model():
     tokenizer = models.load_tokenizer("pydocs-base")
     with pytest.raises(ParameterError, match="knows 97 tokens; the tokenizer beside it makes 2048"):
         models.check_input(tiny_gpt2(), tokenizer, 32)
+
+
+def test_no_function_is_longer_than_fifty_lines():
+    for path in ROOT.glob("prunegpt_utils/*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 50, (path.name, node.name)
 
 
 def test_no_pickle_and_no_remote_code_in_the_sources():
