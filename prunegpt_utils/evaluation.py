@@ -43,9 +43,7 @@ def perplexity(model, tokens, split, block, protocol="disjoint", stride=None, ba
 
     Args:
         model: causal language model.
-        tokens: data.Tokens.
-        split: validation or test.
-        block: tokens the model reads at once.
+        tokens: data.Tokens.  split: validation or test.  block: tokens the model reads at once.
         protocol: a key of `PROTOCOLS`.
 
             `disjoint`: the first token of every window goes unscored, the others have whatever

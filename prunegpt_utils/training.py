@@ -101,8 +101,7 @@ def train(
         validation: int64 tensor of shape (tokens,), scored disjointly on the way; the weights with
             the lowest value are kept, of those that already hold the final sparsity.
         folder: where checkpoints go, in a folder named by a hash of the arguments.
-        plan: Plan.
-        teacher: frozen model or None.
+        plan: Plan.  teacher: frozen model or None.
         save_every: seconds between checkpoints.
         compiled: let torch.compile make the blocks faster, which takes it a minute or more.
         label: what the progress bar says.
