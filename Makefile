@@ -1,23 +1,28 @@
 # PruneGPT: `make study` answers the question, `make test` checks the tools. `make help` lists all.
 PYTHON ?= python3
 STUDY ?= pydocs
+PROFILE ?= local
+GPUS ?= $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 RUNS := $(if $(PRUNEGPT_RUNS),$(PRUNEGPT_RUNS),$(CURDIR)/runs)/$(STUDY)
-NOTEBOOKS := 01_baselines 02_pruning 03_distillation 04_size_and_speed 05_results
+NOTEBOOKS := 01_baselines 02_pruning 03_distillation 04_size_and_speed 05_results \
+	06_criteria 07_methods 08_ablations 09_structured
 SNAKEMAKE = $(BIN)/snakemake --snakefile studies/Snakefile --directory "$(RUNS)" \
-	--config study=$(STUDY) --cores $(JOBS) --quiet all --keep-going --rerun-incomplete
+	--profile studies/profiles/$(PROFILE) --config study=$(STUDY) gpus=$(GPUS) \
+	$(if $(filter local,$(PROFILE)),--cores $(JOBS) $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))) \
+	$(if $(SLURM),--default-resources $(SLURM))
 
 export JUPYTER_PLATFORM_DIRS = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help study resume report publish notebooks pretraining verify-gpt2 lab test test-system lint clean
+.PHONY: help study resume plan status check-results rerun report publish notebooks pretraining verify-gpt2 lab test test-system lint clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
 	@echo "  Choose a study with STUDY=pydocs (default), pydocs-full or smoke; cores with JOBS=2."
 
 study: $(STAMP)  ## run a study: from the pretrained model to table, figure and report
@@ -31,6 +36,18 @@ resume: $(STAMP)  ## go on after a crash or an interrupt
 	@$(SNAKEMAKE) --unlock
 	@$(MAKE) --no-print-directory study
 
+plan: $(STAMP)  ## what a study still has to do, how long it takes, a picture of it; runs nothing
+	@$(BIN)/python -m prunegpt_utils plan $(STUDY)
+
+status: $(STAMP)  ## what is done, what runs and how far it is, what failed
+	@$(BIN)/python -m prunegpt_utils status $(STUDY)
+
+check-results: $(STAMP)  ## read all records of a study again and name what is wrong with them
+	@$(BIN)/python -m prunegpt_utils check-results $(STUDY)
+
+rerun: $(STAMP)  ## make one recorded run again and compare: RUN=pydocs/dense-seed0
+	@$(BIN)/python -m prunegpt_utils rerun "$(RUN)"
+
 report: $(STAMP)  ## write the HTML report of a study anew
 	@$(BIN)/python -m prunegpt_utils report $(STUDY)
 	@$(BIN)/python -m prunegpt_utils finish $(STUDY)
@@ -38,10 +55,10 @@ report: $(STAMP)  ## write the HTML report of a study anew
 publish: $(STAMP)  ## copy a finished study's records and figures into the repository
 	@$(BIN)/python -m prunegpt_utils publish $(STUDY)
 
-# 05_results reads the published records here, so that its links lead to files of the repository.
+# 05, 07 and 08 read the published records here, so that their links lead to files of the repository.
 notebooks: $(STAMP)  ## execute the notebooks in place, at their default parameters
 	@for name in $(NOTEBOOKS); do echo "  $$name"; out=$(VENV)/$$name; runs="$(PRUNEGPT_RUNS)"; \
-	test $$name != 05_results || runs="$(CURDIR)/$(VENV)/published"; \
+	case $$name in 05_*|07_*|08_*) runs="$(CURDIR)/$(VENV)/published";; esac; \
 	PRUNEGPT_RUNS="$$runs" $(BIN)/python -m papermill notebooks/$$name.ipynb $$out.ipynb \
 	  --kernel python3 --no-progress-bar > $$out.log 2>&1 || { tail -n 3 $$out.log; exit 1; }; \
 	$(BIN)/python -m prunegpt_utils tidy $$out.ipynb && mv $$out.ipynb notebooks/; done

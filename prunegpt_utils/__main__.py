@@ -46,9 +46,80 @@ def line(record):
 
 def failure(log):
     """The last line of a run's log, and where the rest is."""
-    lines = [text for text in Path(log).read_text("utf-8").splitlines() if text.strip()]
-    print(f"  failed: {Path(log).stem}: {lines[-1].strip() if lines else 'no output'}")
+    from prunegpt_utils.forecast import last_line
+
+    print(f"  failed: {Path(log).stem}: {last_line(Path(log))}")
     print(f"          the whole story: {Path(log).resolve()} and the executed notebook beside it")
+
+
+def show_plan(study):
+    """What a study still has to do, and how long that takes; nothing is run."""
+    from prunegpt_utils import plots, studies
+    from prunegpt_utils.forecast import forecast
+
+    found = forecast(study)
+    for name in found["todo"]:
+        print(f"  to do  {name}")
+    print(f"{study}: {len(found['done'])} runs done, {len(found['todo'])} to do")
+    known = len(found["todo"]) - len(found["unknown"])
+    if known:
+        minutes, size = found["seconds"] / 60, found["bytes"] / 1e9
+        print(
+            f"about {minutes:.0f} minutes of one process for {known} of them (judged by "
+            f"{found['judged_by']} records), to be divided by JOBS; {size:.1f} GB of disk"
+        )
+    if found["unknown"]:
+        print(f"no record to judge by: {', '.join(found['unknown'])}")
+    figure = plots.study_graph(studies.plan(study), set(found["done"]))
+    print(f"graph   {plots.save(figure, records.study_folder(study) / 'figures', 'plan')}")
+
+
+def status(study):
+    """What is done, what runs and how far it is, and what failed and why."""
+    from prunegpt_utils import forecast, studies
+
+    folder = records.study_folder(study) / "records"
+    names = studies.plan(study)
+    done = sum((folder / f"{name}.json").exists() for name in names)
+    print(f"{study}: {done} of {len(names)} runs done")
+    for said in forecast.running(study).values():
+        print(f"  running  {said}")
+    for name, reason in forecast.failed(study).items():
+        print(f"  not done {name}: {reason}")
+
+
+def check_results(study):
+    """Read all records of a study again and name what is wrong with them."""
+    from prunegpt_utils.audit import problems
+
+    found = list(problems(study))
+    for problem in found:
+        print(f"  {problem}")
+    count = len(list(records.records_folder(study).glob("*.json")))
+    print(f"{study}: {count} records read, {len(found)} problems")
+    if found:
+        sys.exit(1)
+
+
+def rerun(name):
+    """Make a recorded run once more and compare."""
+    from prunegpt_utils.audit import rerun as again
+
+    study, _, run = name.partition("/")
+    if not run:
+        raise ParameterError("RUN", name, "must be a study and a run, such as pydocs/dense-seed0")
+    old, new = again(study, run)
+    equal = True
+    for split in ("validation", "test"):
+        before, now = (float(record["metrics"][split]["nll"]) for record in (old, new))
+        equal &= before == now
+        print(f"  {split:<11} nll {before:.6f} then, {now:.6f} now, {now - before:+.6f}")
+    for key, value in old["environment"].items():
+        if new["environment"].get(key) != value:
+            print(f"  {key}: {value} then, {new['environment'].get(key)} now")
+    print(f"{name}: {'equal to the last bit' if equal else 'not equal'}")
+    if not equal:
+        sys.exit(1)
 
 
 def finish(study):
@@ -101,6 +172,10 @@ def papermill(arguments):
 COMMANDS = {
     "check": (check, "study", "read a study file and check all of it"),
     "line": (line, "record", "one line about a record"),
+    "plan": (show_plan, "study", "what a study still has to do, and how long that takes"),
+    "status": (status, "study", "what is done, what runs, what failed"),
+    "check-results": (check_results, "study", "read all records again and name what is wrong"),
+    "rerun": (rerun, "run", "make a recorded run, as study/run, once more and compare"),
     "failure": (failure, "log", "why a run failed"),
     "finish": (finish, "study", "print a study's table and where its figure and report are"),
     "report": (build, "study", "write the HTML report of a study"),

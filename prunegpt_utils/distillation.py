@@ -1,14 +1,28 @@
 """The losses: cross-entropy and divergence from a teacher, never all logits at once."""
 
+import hashlib
+import tempfile
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from prunegpt_utils.models import autocast, digest, fingerprint, hidden_states
+from prunegpt_utils.progress import bar
+
+MOST_BYTES = 4 << 30  # of a lesson that is kept on disk
 
 
-def token_losses(logits, labels, teacher_logits=None, alpha=0.0, temperature=1.0):
+def token_losses(
+    logits, labels, teacher_logits=None, alpha=0.0, temperature=1.0, reverse=False
+):  # fmt: skip
     """Loss of each token.
 
     (1 - alpha) * cross-entropy + alpha * T^2 * KL(softmax(t / T) || softmax(s / T)), as Hinton et
     al. 2015 (arXiv 1503.02531) weigh the two: T^2 keeps the gradients' scale independent of T.
+    Reverse swaps the two sides of the KL, so that the student is punished for what the teacher
+    would not say rather than for what it leaves unsaid (Gu et al. 2024, arXiv 2306.08543).
 
     Args:
         logits: student s, shape (tokens, vocabulary).
@@ -16,6 +30,7 @@ def token_losses(logits, labels, teacher_logits=None, alpha=0.0, temperature=1.0
         teacher_logits: t, same shape as `logits`, or None.
         alpha: weight of the teacher, in [0, 1].
         temperature: T > 0.
+        reverse: KL(student || teacher) instead.
 
     Returns:
         float32 tensor of shape (tokens,), natural units.
@@ -25,18 +40,20 @@ def token_losses(logits, labels, teacher_logits=None, alpha=0.0, temperature=1.0
         return F.cross_entropy(logits, labels, reduction="none")
     log_student = F.log_softmax(logits / temperature, dim=-1)
     log_teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
-    divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
+    sides = (log_teacher, log_student) if reverse else (log_student, log_teacher)
+    divergence = F.kl_div(*sides, reduction="none", log_target=True).sum(-1)
     divergence = divergence * temperature**2
     if alpha == 1:
         return divergence
     return (1 - alpha) * F.cross_entropy(logits, labels, reduction="none") + alpha * divergence
 
 
-def _losses_and_gradients(logits, labels, teacher_logits, alpha, temperature):
+def _losses_and_gradients(logits, labels, teacher_logits, alpha, temperature, reverse=False):
     """What `token_losses` gives, and its gradient with respect to the student's logits.
 
-    (1 - alpha) * (softmax(s) - label) + alpha * T * (softmax(s / T) - softmax(t / T)): three
-    exponentials a logit, of which automatic differentiation would take three times as many.
+    (1 - alpha) * (softmax(s) - label) + alpha * T * G, where G = q - p with q = softmax(s / T) and
+    p = softmax(t / T), or in reverse G = q (log q - log p - KL): three exponentials a logit, of
+    which automatic differentiation would take three times as many.
     """
     rows, plain = torch.arange(len(labels), device=labels.device), F.log_softmax(logits, dim=-1)
     losses = -plain[rows, labels]
@@ -46,10 +63,16 @@ def _losses_and_gradients(logits, labels, teacher_logits, alpha, temperature):
         return losses, gradient
     student = F.log_softmax(logits / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
-    target = teacher.exp()
-    divergence = torch.linalg.vecdot(target, teacher.sub_(student))
+    if reverse:
+        chances, ratio = student.exp(), student.sub_(teacher)
+        divergence = torch.linalg.vecdot(chances, ratio)
+        slope = chances.mul_(ratio.sub_(divergence[:, None]))
+    else:
+        target = teacher.exp()
+        divergence = torch.linalg.vecdot(target, teacher.sub_(student))
+        slope = student.exp_().sub_(target)
     losses = (1 - alpha) * losses + alpha * temperature**2 * divergence
-    gradient.mul_(1 - alpha).add_(student.exp_().sub_(target), alpha=alpha * temperature)
+    gradient.mul_(1 - alpha).add_(slope, alpha=alpha * temperature)
     return losses, gradient
 
 
@@ -85,7 +108,9 @@ class _ChunkedLoss(torch.autograd.Function):
         return grad * grad_hidden, grad * grad_weight, None, None, None, None
 
 
-def mean_loss(hidden, weight, labels, teacher=None, alpha=0.0, temperature=1.0, chunk=128):
+def mean_loss(
+    hidden, weight, labels, teacher=None, alpha=0.0, temperature=1.0, reverse=False, chunk=128
+):  # fmt: skip
     """Mean loss over all tokens of a batch, whatever its shape (see `token_losses`).
 
     Args:
@@ -93,7 +118,7 @@ def mean_loss(hidden, weight, labels, teacher=None, alpha=0.0, temperature=1.0, 
         weight: output layer, shape (vocabulary, width).
         labels: next tokens, shape (...).
         teacher: None, or the teacher's (hidden, weight) without gradient.
-        alpha, temperature: see `token_losses`.
+        alpha, temperature, reverse: see `token_losses`.
         chunk: tokens whose logits live at the same time.
 
     Returns:
@@ -102,5 +127,66 @@ def mean_loss(hidden, weight, labels, teacher=None, alpha=0.0, temperature=1.0, 
     hidden = hidden.flatten(0, -2)
     if teacher is not None:
         teacher = (teacher[0].flatten(0, -2).to(hidden.dtype), teacher[1].to(hidden.dtype))
-    options = {"alpha": alpha, "temperature": temperature}
+    options = {"alpha": alpha, "temperature": temperature, "reverse": reverse}
     return _ChunkedLoss.apply(hidden, weight, labels.flatten(), teacher, options, chunk)
+
+
+def state_loss(states, teacher_states):
+    """How far the student's hidden states are from the teacher's, relative to their size.
+
+    Mean over layers of |s - t|^2 / |t|^2 (SquareHead, Kurtic et al. 2023, arXiv 2310.06927).
+
+    Args:
+        states, teacher_states: sequences of tensors of equal shapes, one a layer.
+
+    Returns:
+        float32 scalar.
+    """
+    pairs = zip(states, teacher_states, strict=True)
+    parts = [(s.float() - t.float()).square().mean() / t.float().square().mean() for s, t in pairs]
+    return sum(parts) / len(parts)
+
+
+def lesson(teacher, windows, folder, precision, batch=32):
+    """What a teacher says of every training window, computed once and kept on disk.
+
+    Not its probabilities, which are vocabulary numbers a token, but the last hidden states from
+    which its head makes them: width numbers a token, and exact. What is left of the teacher in a
+    step is one matrix product.
+
+    Args:
+        teacher: frozen model.
+        windows: int64 tensor of shape (n, block + 1).
+        folder: where the lesson is kept, under a name that hashes all it depends on.
+        precision: bf16 or float32, that of the training: the states are rounded as it would.
+        batch: windows the teacher reads at a time.
+
+    Returns:
+        tensor of shape (n, block, width), mapped from disk rather than read into memory; None if
+        it would take more than `MOST_BYTES`.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    shape = (len(windows), windows.shape[1] - 1, teacher.config.hidden_size)
+    if torch.Size(shape).numel() * dtype.itemsize > MOST_BYTES:
+        return None
+    name = hashlib.sha256(f"{fingerprint(teacher)} {digest(windows)} {precision}".encode())
+    path = Path(folder, f"lesson-{name.hexdigest()[:16]}.safetensors")
+    if not path.exists():
+        _write_lesson(teacher, windows, path, precision, torch.empty(shape, dtype=dtype), batch)
+    return load_file(path)["states"]
+
+
+@torch.no_grad()
+def _write_lesson(teacher, windows, path, precision, states, batch):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # a name of its own: another process may be writing the same lesson
+    with tempfile.TemporaryDirectory(dir=path.parent) as beside:
+        with bar(-(-len(windows) // batch), "the teacher reads the text") as progress:
+            for start in range(0, len(windows), batch):
+                part = windows[start : start + batch, :-1].to(teacher.device)
+                with autocast(teacher, precision):
+                    states[start : start + batch] = hidden_states(teacher, part)
+                progress.advance(part.numel())
+        part = Path(beside, path.name)
+        save_file({"states": states}, part)
+        part.replace(path)

@@ -7,7 +7,7 @@ import torch
 
 from prunegpt_utils.data import JOINER
 from prunegpt_utils.distillation import token_losses
-from prunegpt_utils.models import head, hidden_states
+from prunegpt_utils.models import head, hidden_states, write_on
 from prunegpt_utils.parameters import ParameterError
 
 
@@ -38,7 +38,51 @@ PROTOCOLS = {
 }
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Negative log-likelihood of each scored token of a text, and how large the text is.
+
+    Attributes:
+        losses: float32 tensor of shape (scored tokens,), nats, in the order of the text.
+        tokens, words, bytes: of the whole text, scored or not.
+    """
+
+    losses: torch.Tensor
+    tokens: int
+    words: int
+    bytes: int
+
+
 def perplexity(model, tokens, split, block, protocol="disjoint", stride=None, batch=32):
+    """What `measures` makes of `scored_tokens`, which has the same arguments."""
+    return measures(scored_tokens(model, tokens, split, block, protocol, stride, batch))
+
+
+def measures(scored):
+    """What a record says of a scored text.
+
+    Args:
+        scored: Scored.
+
+    Returns:
+        dict: nll (mean, nats a token), tokens (scored), words and bytes (of the whole text),
+        perplexity = exp(nll), word_perplexity and bits_per_byte (the mean nll, charged to every
+        token of the text and divided by its words and bytes).
+    """
+    nll = float(scored.losses.double().mean())
+    total = nll * scored.tokens
+    return {
+        "nll": nll,
+        "tokens": len(scored.losses),
+        "words": scored.words,
+        "bytes": scored.bytes,
+        "perplexity": _exp(nll),
+        "word_perplexity": _exp(total / scored.words),
+        "bits_per_byte": total / scored.bytes / math.log(2),
+    }
+
+
+def scored_tokens(model, tokens, split, block, protocol="disjoint", stride=None, batch=32):
     """Score one split of a text.
 
     Args:
@@ -56,9 +100,7 @@ def perplexity(model, tokens, split, block, protocol="disjoint", stride=None, ba
         batch: windows at a time; changes the speed alone.
 
     Returns:
-        dict: nll (mean, nats a token), tokens (scored), words and bytes (of the whole text),
-        perplexity = exp(nll), word_perplexity and bits_per_byte (the mean nll, charged to every
-        token of the text and divided by its words and bytes).
+        Scored.
 
     Raises:
         ParameterError: unknown split, stride out of range, or a text too short to score.
@@ -76,17 +118,60 @@ def perplexity(model, tokens, split, block, protocol="disjoint", stride=None, ba
         spans += [(offset + begin, offset + end, first) for begin, end, first in steps]
         offset += length
     losses = token_nll(model, text.ids, spans, batch)
-    nll = float(losses.double().mean())
     # end-of-text tokens that only give context are no part of the text
-    total = nll * (len(losses) if rules.overlap else text.tokens)
+    total = len(losses) if rules.overlap else text.tokens
+    return Scored(losses, total, text.words, text.bytes)
+
+
+def paired_difference(first, second, window, draws=10_000, seed=0):
+    """Mean of first - second over the same text, with a 95 % interval.
+
+    The interval is the percentile bootstrap (Efron and Tibshirani 1993, chapter 13) over windows
+    of neighbouring tokens, whose losses hang together: what the mean would be on other text of the
+    same kind. It says nothing of other seeds.
+
+    Args:
+        first, second: losses of `scored_tokens`, the same tokens under two models.
+        window: tokens that are drawn together.
+        draws: resamples.  seed: of the resampling.
+
+    Returns:
+        dict: mean, low, high, in nats a token.
+    """
+    difference = (first - second).double()
+    whole = len(difference) // window * window
+    means = difference[:whole].view(-1, window).mean(1)
+    dice = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(means), (draws, len(means)), generator=dice)
+    low, high = means[rows].mean(1).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+    return {"mean": difference.mean().item(), "low": low, "high": high}
+
+
+PROMPTS = ("Return a list of", "This function is used to", "If the file does not exist,")
+
+
+def sample(model, tokenizer, ids, prompts=PROMPTS, begin=1000, length=96):
+    """What a reader can see of a model: what it writes, and where a text surprises it.
+
+    Args:
+        model, tokenizer: as loaded.
+        ids: int64 tensor of shape (tokens,), of which a passage is read.
+        prompts: beginnings to continue, see `models.write_on`.
+        begin, length: where the passage begins and how many tokens it has, at most as many as the
+            model reads at once.
+
+    Returns:
+        dict: "written" {prompt: continuation}; "read" [[text of a token, its loss in nats], ...],
+        without the first token of the passage, which has no context.
+    """
+    length = min(length, getattr(model.config, "max_position_embeddings", length))
+    begin = min(begin, max(len(ids) - length, 0))
+    passage = ids[begin : begin + length]
+    losses = token_nll(model, passage, slide(len(passage), length, length)).tolist()
+    texts = [tokenizer.decode([token]) for token in passage[1:].tolist()]
     return {
-        "nll": nll,
-        "tokens": len(losses),
-        "words": text.words,
-        "bytes": text.bytes,
-        "perplexity": _exp(nll),
-        "word_perplexity": _exp(total / text.words),
-        "bits_per_byte": total / text.bytes / math.log(2),
+        "written": {prompt: write_on(model, tokenizer, prompt, 32) for prompt in prompts},
+        "read": [[text, round(loss, 3)] for text, loss in zip(texts, losses, strict=True)],
     }
 
 

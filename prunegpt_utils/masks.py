@@ -162,5 +162,6 @@ def measure(model):
 
 
 def by_matrix(model):
-    """Sparsity of each prunable matrix: {name: fraction of zeros}."""
-    return {name: float((weight == 0).float().mean()) for name, weight in prunable(model).items()}
+    """Sparsity of each prunable matrix: {name: percentage of zeros}."""
+    weights = prunable(model).items()
+    return {name: 100 * float((weight == 0).float().mean()) for name, weight in weights}

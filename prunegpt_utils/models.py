@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
@@ -55,9 +56,8 @@ def load_model(name, parameter="model"):
         config = AutoConfig.from_pretrained(folder)
         if getattr(config, "activation_function", None) == "gelu_new":
             config.activation_function = "gelu_pytorch_tanh"  # the same, in one operation
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=torch.float32, use_safetensors=True, **attention
-        )
+        load = _load_narrowed if hasattr(config, "heads_kept") else _load_stock
+        model = load(folder, config, dtype=torch.float32, **attention)
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ParameterError(parameter, str(name), f"does not load: {reason}") from error
@@ -66,6 +66,41 @@ def load_model(name, parameter="model"):
             raise ParameterError(parameter, str(name), f"has weights that are not finite: {key}")
     model.config.use_cache = False  # training and scoring read whole windows
     return model.to(device()).eval()
+
+
+def _load_stock(folder, config, **options):
+    return AutoModelForCausalLM.from_pretrained(
+        folder, config=config, use_safetensors=True, **options
+    )
+
+
+def _load_narrowed(folder, config, **options):
+    """GPT-2 with fewer heads than its width implies, which a stock configuration cannot say."""
+    model = AutoModelForCausalLM.from_config(config, **options)
+    keep_heads(model, [range(config.heads_kept)] * config.num_hidden_layers)
+    for file in sorted(folder.glob("*.safetensors")):
+        model.load_state_dict(load_file(file), strict=False)
+    model.tie_weights()
+    return model
+
+
+@torch.no_grad()
+def keep_heads(model, chosen):
+    """Remove all other attention heads of a GPT-2, in place.
+
+    Args:
+        model: GPT-2.  chosen: for each block the numbers of the heads to keep, as many in each.
+    """
+    for block, heads in zip(blocks(model)[1], chosen, strict=True):
+        attn, heads = block.attn, list(heads)
+        into = attn.c_attn.weight.unflatten(1, (3, attn.num_heads, -1))[:, :, heads]
+        bias = attn.c_attn.bias.unflatten(0, (3, attn.num_heads, -1))[:, heads]
+        out = attn.c_proj.weight.unflatten(0, (attn.num_heads, -1))[heads]
+        attn.c_attn.weight = torch.nn.Parameter(into.flatten(1).clone())
+        attn.c_attn.bias = torch.nn.Parameter(bias.flatten().clone())
+        attn.c_proj.weight = torch.nn.Parameter(out.flatten(0, 1).clone())
+        attn.c_attn.nf, attn.c_proj.nx = into.flatten(1).shape[1], out.flatten(0, 1).shape[0]
+        attn.num_heads, attn.split_size = len(heads), attn.c_proj.nx
 
 
 def load_tokenizer(name):
@@ -228,6 +263,21 @@ def hidden_states(model, ids):
     return model.base_model(input_ids=ids).last_hidden_state
 
 
+def autocast(model, precision):
+    """The context in which matrix products run in `precision`."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def states(model, ids):
+    """Hidden states after each block, and last what the head turns into logits.
+
+    Returns:
+        list of tensors of shape (batch, tokens, width).
+    """
+    found = model.base_model(input_ids=ids, output_hidden_states=True)
+    return [*found.hidden_states[1:-1], found.last_hidden_state]
+
+
 def head(model):
     """Weight of the output layer, shape (vocabulary, width)."""
     return model.get_output_embeddings().weight
@@ -238,6 +288,17 @@ def check_same_vocabulary(student, teacher, name):
     ours, theirs = head(student).shape[0], head(teacher).shape[0]
     if ours != theirs:
         allowed = f"has a vocabulary of {theirs}; the student has {ours}, and both must agree"
+        raise ParameterError("teacher", name, allowed)
+
+
+def check_same_states(student, teacher, name):
+    """Raise `ParameterError` unless each block of one model has a counterpart in the other."""
+    ours, theirs = (
+        f"{m.config.num_hidden_layers} blocks of width {m.config.hidden_size}"
+        for m in (student, teacher)
+    )
+    if ours != theirs:
+        allowed = f"has {theirs}; to teach hidden states it must have the student's {ours}"
         raise ParameterError("teacher", name, allowed)
 
 
@@ -259,6 +320,14 @@ def fingerprint(model):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def digest(*tensors):
+    """sha256 over the values of tensors on the CPU."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.contiguous().numpy())
+    return found.hexdigest()
 
 
 @torch.no_grad()

@@ -19,7 +19,9 @@ class ParameterError(ValueError):
 
 # name -> (type, test, what is allowed). One table serves every notebook, recipe and study file.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SCOPE = re.compile(r"global|uniform|per-row|1:2|[1-3]:4|[1-7]:8")
+_PATTERN = re.compile(r"1:2|[1-3]:4|[1-7]:8")
+_SCOPE = re.compile(rf"global|uniform|per-row|{_PATTERN.pattern}")
+_SPARSITY = re.compile(r"0|0?\.\d+")
 PARAMETERS = {
     "study": (str, _NAME.fullmatch, "must be letters, digits, '.', '_' or '-'"),
     "recipe": (str, _NAME.fullmatch, "must be letters, digits, '.', '_' or '-'"),
@@ -56,6 +58,17 @@ PARAMETERS = {
     "sparsity_start": (float, lambda v: 0 <= v < 1, "must lie in [0, 1)"),
     "prune_from": (float, lambda v: 0 <= v <= 1, "must lie in [0, 1] (fraction of the steps)"),
     "prune_until": (float, lambda v: 0 <= v <= 1, "must lie in [0, 1] (fraction of the steps)"),
+    "one_sparsity": (float, lambda v: 0 <= v < 1, "must lie in [0, 1), such as 0.8 for 80 %"),
+    "sparsities": (
+        str,
+        lambda v: v and all(map(_SPARSITY.fullmatch, v.split())),
+        "must list sparsities in [0, 1), separated by spaces, such as 0.5 0.9",
+    ),
+    "patterns": (
+        str,
+        lambda v: all(map(_PATTERN.fullmatch, v.split())),
+        "must list patterns such as 2:4, separated by spaces, or be empty",
+    ),
     "scope": (str, _SCOPE.fullmatch, "must be global, uniform, per-row or a pattern such as 2:4"),
     "criterion": (
         str,
@@ -63,6 +76,20 @@ PARAMETERS = {
         "must be magnitude, fisher, first-order, wanda, sparsegpt, random, or one of your own",
     ),
     "alpha": (float, lambda v: 0 <= v <= 1, "must lie in [0, 1] (weight of the teacher)"),
+    "divergence": (
+        str,
+        lambda v: v in ("forward", "reverse", "hidden"),
+        "must be forward, reverse or hidden",
+    ),
+    "neurons_gone": (float, lambda v: 0 <= v < 1, "must lie in [0, 1), such as 0.75 for 75 %"),
+    "heads_gone": (float, lambda v: 0 <= v < 1, "must lie in [0, 1), such as 0.5 for half"),
+    "importance": (
+        str,
+        lambda v: v in ("taylor", "magnitude", "random"),
+        "must be taylor, magnitude or random",
+    ),
+    "rounds": (int, lambda v: v >= 0, "must be a whole number, 0 or more (0 for none)"),
+    "regrow": (float, lambda v: 0 <= v <= 10, "must lie in [0, 10] (0 for none)"),
     "temperature": (float, lambda v: 0 < v <= 100, "must lie in (0, 100]"),
     "precision": (str, lambda v: v in ("auto", "bf16", "float32"), "must be auto, bf16 or float32"),
     "curve": (str, lambda v: True, "must name the recipe with the one-shot curve, or be empty"),
@@ -110,24 +137,26 @@ def read(namespace):
     own, which the user would never notice. That cell is therefore compared with the tagged one.
 
     Args:
-        namespace: `globals()` of the notebook, whose first code cell declares the parameters.
+        namespace: `globals()` of the notebook, whose parameters cell begins with `study`. Other
+            variables may have names that other notebooks' parameters have.
 
     Returns:
-        {name: value} in the order of the parameter table.
+        {name: value} in the order of that cell.
 
     Raises:
         ParameterError: for an unknown name, a wrong type or a value out of range.
     """
     cells = namespace.get("In", [])
-    if len(cells) > 2 and cells[2].startswith("# Parameters"):
-        declared = assigned(cells[1])
-        for name in assigned(cells[2]):
-            if name not in declared:
-                near = difflib.get_close_matches(name, declared, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                known = f"is no parameter of this notebook; {hint}It has: {', '.join(declared)}"
-                raise ParameterError(name, namespace[name], known)
-    return {name: check(name, namespace[name]) for name in PARAMETERS if name in namespace}
+    first = next((cell for cell in cells if cell.startswith("study: ")), None)
+    declared = assigned(first) if first else list(PARAMETERS)
+    injected = next((cell for cell in cells if cell.startswith("# Parameters")), "")
+    for name in assigned(injected):
+        if name not in declared:
+            near = difflib.get_close_matches(name, declared, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            known = f"is no parameter of this notebook; {hint}It has: {', '.join(declared)}"
+            raise ParameterError(name, namespace[name], known)
+    return {name: check(name, namespace[name]) for name in declared if name in namespace}
 
 
 def assigned(source):

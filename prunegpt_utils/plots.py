@@ -6,7 +6,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from prunegpt_utils.tables import METHODS, number, summary
+from prunegpt_utils.tables import CRITERIA, METHODS, number, summary
 
 INK = "#222222"
 
@@ -43,7 +43,8 @@ def perplexity_by_sparsity(table, curve, title):
     shot = curve[(curve.scope == "global") & (curve.criterion == "fisher")]
     shot = shot.groupby("sparsity").perplexity.mean()
     _line(axes, shot.index, shot, None, "one-shot", dashes=":")
-    for recipe in ("original", "gradual", "gradual-distilled", "two-four", "two-four-distilled"):
+    drawn = ("original", "narrow", "narrow-distilled", "gradual", "gradual-distilled")
+    for recipe in (*drawn, "two-four", "two-four-distilled"):
         rows = means[means.recipe == recipe].sort_values("sparsity")
         if len(rows):
             _line(axes, rows.sparsity, rows.perplexity, rows.spread, recipe)
@@ -63,38 +64,39 @@ def perplexity_by_sparsity(table, curve, title):
         xlabel="sparsity of the block matrices", ylabel="validation perplexity (lower is better)",
     )  # fmt: skip
     _percent(axes)
-    _plain_log(axes)
+    _plain_log(axes.yaxis)
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.97), fontsize=9.5)
     return figure
 
 
-def speed_by_sparsity(table):
-    """How many times as fast as dense, against sparsity, with the break-even point marked.
+def speed_by_share(table):
+    """How many times as fast as dense, against the share of weights gone; break-even marked.
 
     Args:
-        table: DataFrame with sparsity, use, and `dense / csr`.
+        table: DataFrame with gone, kind (sparse or narrow), use, and `times as fast`.
     """
-    figure, axes = plt.subplots(figsize=(7.2, 4.2))
+    figure, axes = plt.subplots(figsize=(7.6, 4.6))
     looks = {"writing": ("#0072B2", "o"), "reading": ("#D55E00", "s")}
-    for use, rows in table.groupby("use", sort=False):
+    for (kind, use), rows in table.groupby(["kind", "use"], sort=False):
         colour, marker = looks[use]
-        x, y = rows.sparsity.to_numpy(), rows["dense / csr"].to_numpy()
-        axes.plot(x, y, color=colour, marker=marker, label=use)
+        x, y = rows.gone.to_numpy(), rows["times as fast"].to_numpy()
+        dashes = "-" if kind == "sparse" else "--"
+        axes.plot(x, y, dashes, color=colour, marker=marker, label=f"{kind}, {use}")
         log = np.log(y)
-        if log[0] < 0 < log[-1]:  # sparsity and log speed, interpolated where the line is crossed
+        if log[0] < 0 < log[-1]:  # share and log speed, interpolated where the line is crossed
             even = np.interp(0, log, x)
             axes.annotate(
                 f"breaks even at {100 * even:.0f} %", (even, 1), (8, -16), color=colour,
                 textcoords="offset points", fontsize=9.5,
             )  # fmt: skip
     axes.axhline(1, color="#000000", linewidth=1.2, linestyle=(0, (6, 3)))
-    axes.text(0.65, 0.985, "dense", va="top", ha="center", fontsize=9.5)
+    axes.text(0.34, 0.985, "dense", va="top", fontsize=9.5)
     axes.set(
-        yscale="log", xlabel="sparsity of the block matrices", ylabel="times as fast as dense",
-        title="When skipping zeros pays, on this processor",
+        yscale="log", xlabel="share of the block weights gone", ylabel="times as fast as dense",
+        title="What pays, on this processor",
     )  # fmt: skip
     _percent(axes)
-    _plain_log(axes)
+    _plain_log(axes.yaxis)
     axes.legend(loc="upper left")
     return figure
 
@@ -118,8 +120,84 @@ def one_shot_curves(curve):
         title="Cut once, nothing retrained",
     )  # fmt: skip
     _percent(axes)
-    _plain_log(axes)
+    _plain_log(axes.yaxis)
     axes.legend(fontsize=9.5)
+    return figure
+
+
+def criteria_curves(table):
+    """Perplexity (log) against sparsity after one cut, a line a criterion and scope.
+
+    Args:
+        table: DataFrame with criterion, scope, sparsity, perplexity.
+    """
+    figure, axes = plt.subplots(figsize=(7.6, 4.8))
+    for criterion, (label, colour, marker) in CRITERIA.items():
+        mine = table[table.criterion == criterion]
+        for scope, rows in mine.groupby("scope", sort=False):
+            rows = rows.groupby("sparsity").perplexity.mean()
+            axes.plot(
+                rows.index, rows, "-" if scope == "global" else "--", marker=marker, color=colour,
+                label=f"{label}, {scope}", markersize=5.5,
+            )  # fmt: skip
+    axes.set(
+        yscale="log", xlabel="sparsity of the block matrices", ylabel="validation perplexity",
+        title="Cut once, nothing retrained",
+    )  # fmt: skip
+    _percent(axes)
+    _plain_log(axes.yaxis)
+    axes.legend(fontsize=9.5)
+    return figure
+
+
+def before_and_after(rows, control, title):
+    """Perplexity (log) right after the cut and after retraining: a panel a level.
+
+    Args:
+        rows: of `tables.with_one_shot`.  control: perplexity of the dense control.  title: str.
+    """
+    levels, methods = list(rows.level.unique()), [*CRITERIA, "gradual", "gradual-distilled"]
+    figure, panels = plt.subplots(1, len(levels), figsize=(3.3 * len(levels), 4.4), sharey=True)
+    for axes, level in zip(np.atleast_1d(panels), levels, strict=True):
+        axes.axvline(control, color="#000000", linestyle=(0, (6, 3)), linewidth=1.3)
+        for place, method in enumerate(reversed(methods)):
+            mine = rows[(rows.level == level) & (rows.method == method)]
+            _, colour, marker = {**METHODS, **CRITERIA}[method]
+            cut, kept = mine.one_shot.mean(), mine.perplexity.mean()
+            if cut == cut:
+                axes.plot([cut, kept], [place, place], color=colour, alpha=0.45, linewidth=2)
+                axes.plot(cut, place, marker, color=colour, fillstyle="none", markersize=8)
+            axes.plot(kept, place, marker, color=colour, markersize=8)
+        axes.set(xscale="log", xlabel="validation perplexity", title=level.replace(" %", " % gone"))
+        _plain_log(axes.xaxis)
+        axes.grid(visible=False, axis="y")
+    labels = [{**METHODS, **CRITERIA}[method][0] for method in reversed(methods)]
+    np.atleast_1d(panels)[0].set_yticks(range(len(methods)), labels)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.tight_layout()
+    return figure
+
+
+def changes(rows, title):
+    """What each change to a recipe does: a line a change, its mean dark, each seed light.
+
+    Args:
+        rows: DataFrame with change, seed and percent (difference of perplexity), in the order to
+            be shown.
+        title: str.
+    """
+    names = list(rows.change.unique())
+    figure, axes = plt.subplots(figsize=(8.0, 0.34 * len(names) + 1.3))
+    for place, name in enumerate(reversed(names)):
+        values = rows[rows.change == name].percent
+        colour = "#0072B2" if values.mean() <= 0 else "#D55E00"
+        axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.35, markersize=5)
+        axes.plot([0, values.mean()], [place, place], color=colour, linewidth=2)
+        axes.plot(values.mean(), place, "D", color=colour, markersize=6.5)
+    axes.axvline(0, color="#000000", linewidth=1.2)
+    axes.set_yticks(range(len(names)), reversed(names))
+    axes.set(xlabel="change of validation perplexity, % (left is better)", title=title)
+    axes.grid(visible=False, axis="y")
     return figure
 
 
@@ -145,7 +223,7 @@ def training_history(histories):
                 steps, [row["sparsity"] for row in rows], "o-", color=colour, markersize=4
             )
     axes[0, 0].set(ylabel="validation perplexity", yscale="log")
-    _plain_log(axes[0, 0])
+    _plain_log(axes[0, 0].yaxis)
     axes[0, 0].legend(fontsize=9.5)
     if pruned:
         axes[1, 0].set(ylabel="sparsity", ylim=(0, 1.05))
@@ -155,23 +233,24 @@ def training_history(histories):
     return figure
 
 
-def layer_profile(sparsities, title):
-    """Heat map of the sparsity of every matrix: a row a block, a column a kind of matrix.
+def layer_profile(percents, title, top=100):
+    """Heat map of a percentage of every matrix: a row a block, a column a kind of matrix.
 
     Args:
-        sparsities: of `masks.by_matrix`.  title: str.
+        percents: {name of a matrix: number}.  title: str.
+        top: what is drawn darkest; None: the largest number.
     """
     cells = {}
-    for name, value in sparsities.items():
+    for name, value in percents.items():
         parts = name.split(".")
         block = next(index for index, part in enumerate(parts) if part.isdigit())
-        cells.setdefault(int(parts[block]), {})[".".join(parts[block + 1 : -1])] = 100 * value
+        cells.setdefault(int(parts[block]), {})[".".join(parts[block + 1 : -1])] = value
     kinds = list(next(iter(cells.values())))
     values = [[cells[block][kind] for kind in kinds] for block in sorted(cells)]
     figure, axes = plt.subplots(figsize=(1.6 * len(kinds) + 1.2, 0.45 * len(cells) + 1.4))
     sns.heatmap(
         values, annot=True, fmt=".1f", cmap="Blues", ax=axes, xticklabels=kinds, linewidths=1.5,
-        yticklabels=[f"block {block}" for block in sorted(cells)], vmin=0, vmax=100, cbar=False,
+        yticklabels=[f"block {block}" for block in sorted(cells)], vmin=0, vmax=top, cbar=False,
     )  # fmt: skip
     axes.set_title(title)
     axes.tick_params(axis="y", rotation=0)
@@ -190,6 +269,55 @@ def mask_picture(masks, titles):
     return figure
 
 
+def study_graph(plan, done):
+    """What stands on what: a box a recipe, to the right of all that it needs.
+
+    Args:
+        plan: of `studies.plan`.  done: names of the runs that are done.
+    """
+    recipes, needs = {}, {}
+    for name, run in plan.items():
+        recipe = run.parameters["recipe"]
+        recipes.setdefault(recipe, []).append(name)
+        theirs = {plan[need].parameters["recipe"] for need in run.needs}
+        needs[recipe] = needs.get(recipe, set()) | theirs - {recipe}
+
+    def depth(recipe):
+        return 1 + max(map(depth, needs[recipe]), default=-1)
+
+    def stands_on(recipe):
+        return needs[recipe].union(*map(stands_on, needs[recipe]))
+
+    direct = {  # what is needed anyway, by something else that is needed, goes without a line
+        recipe: {n for n in theirs if not any(n in stands_on(m) for m in theirs)}
+        for recipe, theirs in needs.items()
+    }
+    columns = {}
+    for recipe in recipes:
+        columns.setdefault(depth(recipe), []).append(recipe)
+    tallest = max(map(len, columns.values()))
+    figure, axes = plt.subplots(figsize=(3.4 * len(columns), 0.62 * tallest + 0.6))
+    spots = {
+        recipe: (column, (tallest - len(group)) / 2 + row)
+        for column, group in columns.items()
+        for row, recipe in enumerate(group)
+    }
+    for recipe, theirs in direct.items():
+        for need in theirs:
+            ends = np.array([spots[need], spots[recipe]])
+            axes.plot(*ends.T, color="#bbbbbb", linewidth=1, zorder=1)
+    for recipe, (x, y) in spots.items():
+        count = sum(name in done for name in recipes[recipe])
+        axes.text(
+            x, y, f"{recipe}\n{count} of {len(recipes[recipe])} done", ha="center", va="center",
+            fontsize=8.5, zorder=2, bbox={"boxstyle": "round,pad=0.4", "edgecolor": "#999999",
+            "facecolor": "#d7e6f3" if count == len(recipes[recipe]) else "#ffffff"},
+        )  # fmt: skip
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(tallest - 0.4, -0.6))
+    axes.axis("off")
+    return figure
+
+
 def _line(axes, x, y, spread, recipe, dashes="-"):
     label, colour, marker = METHODS[recipe]
     axes.plot(x, y, marker=marker, color=colour, label=label, linestyle=dashes, markersize=6)
@@ -201,12 +329,9 @@ def _percent(axes):
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
 
 
-def _plain_log(axes):
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: number(value).removesuffix(".00"))
-    )
-    low, high = axes.get_ylim()
-    few = high / low < 30
-    if few:
-        axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+def _plain_log(axis):
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value).removesuffix(".00")))
+    low, high = sorted(axis.get_view_interval())
+    if high / low < 30:
+        axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
+    axis.set_minor_formatter(NullFormatter())

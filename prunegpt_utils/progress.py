@@ -24,24 +24,40 @@ class _Line:
 
 
 class bar(tqdm):  # noqa: N801 - used like tqdm
-    """A progress bar over optimizer steps that also says loss and speed."""
+    """A progress bar over optimizer steps that also says loss and speed.
 
-    def __init__(self, total, label, initial=0, quiet=False):
+    What it says also lies in the file `path`, if one is named, for other processes to read while
+    it runs.
+    """
+
+    def __init__(self, total, label, path=None, initial=0, quiet=False):
         notebook = "ipykernel" in sys.modules and not sys.stderr.isatty()
         form = (
             "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} steps, {elapsed} < {remaining}{postfix}"
         )
+        self.tokens, self.path, self.written = 0, path, 0.0
         super().__init__(
             total=total, desc=label, initial=initial, bar_format=form, mininterval=1.0,
             file=_Line() if notebook and not quiet else sys.stderr, leave=notebook,
             dynamic_ncols=not notebook, disable=quiet or (False if notebook else None),
         )  # fmt: skip
-        self.tokens = 0
 
-    def update_with(self, loss, tokens):
-        """One step further, with its loss and the tokens it read."""
+    def advance(self, tokens, loss=None):
+        """One step further, with the tokens it read and its loss, if it has one."""
+        if self.disable:
+            return
         self.tokens += tokens
-        if not self.disable:
-            speed = self.tokens / max(self._time() - self.start_t, 1e-9)
-            self.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+        now = self._time()
+        said = f"{self.tokens / max(now - self.start_t, 1e-9):,.0f} tokens/s"
+        self.set_postfix_str(said if loss is None else f"loss {loss:.3f}, {said}", refresh=False)
         self.update()
+        if self.path and now - self.written > 1:
+            self.written = now
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(f"{self}\n", "utf-8")
+
+    def close(self):
+        """The last line stays on the screen; the file goes."""
+        super().close()
+        if self.path:
+            self.path.unlink(missing_ok=True)

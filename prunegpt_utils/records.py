@@ -1,5 +1,6 @@
 """One JSON record a run: where it lies, what it holds, written in one step."""
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -16,6 +17,9 @@ from prunegpt_utils.parameters import ParameterError
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 _PACKAGES = ("torch", "transformers", "numpy")
 _ASIDE = ("replace_base",)  # parameters that do not change what is measured
+
+
+FRACTIONS = {"sparsity": "s", "neurons_gone": "n", "heads_gone": "h"}  # in a run's name
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,10 @@ def study_folder(study):
 
 
 def run_name(parameters):
-    """`<recipe>[-s<percent>]-seed<k>`."""
-    sparsity = parameters.get("sparsity", 0)
-    percent = f"-s{100 * sparsity:g}" if sparsity else ""
-    return f"{parameters['recipe']}{percent}-seed{parameters['seed']}"
+    """`<recipe>[-s<percent>][-n<percent>][-h<percent>]-seed<k>`: weights, neurons, heads gone."""
+    fractions = {letter: parameters.get(key, 0) for key, letter in FRACTIONS.items()}
+    percents = "".join(f"-{letter}{100 * gone:g}" for letter, gone in fractions.items() if gone)
+    return f"{parameters['recipe']}{percents}-seed{parameters['seed']}"
 
 
 def open_run(notebook, parameters):
@@ -102,12 +106,24 @@ def write(run, **content):
     }  # fmt: skip
     if not processes().is_main_process:
         return record
-    path = run.folder / "records" / f"{run.name}.json"
+    put(run.folder / "records" / f"{run.name}.json", record)
+    return record
+
+
+def put(path, record):
+    """Write a record and its checksum, beside its place and then into it."""
+    record = _plain(record)
+    record["checksum"] = checksum(record)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(_plain(record), indent=1, sort_keys=True) + "\n", "utf-8")
+    part.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", "utf-8")
     part.replace(path)
-    return record
+
+
+def checksum(record):
+    """sha256 of all of a record but the checksum itself."""
+    rest = {key: value for key, value in record.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read(path):
@@ -118,10 +134,19 @@ def read(path):
 
 def read_study(study):
     """(records in the order of their names, folder): of the run if there is one, else published."""
+    folder = records_folder(study)
+    return [read(file) for file in sorted(folder.glob("*.json"))], folder
+
+
+def records_folder(study):
+    """Where the records of a study are: of the run if there are any, else the published ones.
+
+    Raises:
+        ParameterError: there are none.
+    """
     for folder in (study_folder(study) / "records", ROOT / "results" / study):
-        files = sorted(folder.glob("*.json"))
-        if files:
-            return [read(file) for file in files], folder
+        if any(folder.glob("*.json")):
+            return folder
     raise ParameterError("study", study, "has no records yet; `make study STUDY=...` makes them")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 
 from prunegpt_utils import records, studies, tables
+from prunegpt_utils.audit import problems
 from prunegpt_utils.parameters import ParameterError
 
 STYLE = Path(__file__).with_name("report.css")
@@ -76,7 +77,7 @@ def _index(study, table, figures, pages):
         f"back?</h1><p>Study <b>{html.escape(study)}</b>. Perplexity on the validation text, lower "
         "is better; <i>x control</i> compares with the dense model that got as many extra steps. "
         "Every number comes from a record that one executed notebook wrote; the last column leads "
-        'to both. <a href="05_results.html">All results</a></p>'
+        f'to both. <a href="{studies.results_notebook(study)}.html">All results</a></p>'
         f'<img alt="perplexity against sparsity" src="data:image/png;base64,{image}">'
         f'<div class="wide"><table>{"".join(lines)}</table></div>'
     )
@@ -95,7 +96,8 @@ def publish(study):
     """Copy records and figures of a finished study into the repository, rewrite the README.
 
     Raises:
-        ParameterError: the tree has changes that are not committed, or runs are missing.
+        ParameterError: the tree has changes that are not committed, runs are missing, or records
+            are not sound.
     """
     if records.environment()["dirty"]:
         raise ParameterError("tree", "dirty", "must be committed before results are published")
@@ -103,9 +105,13 @@ def publish(study):
     missing = [n for n in studies.plan(study) if not (folder / "records" / f"{n}.json").exists()]
     if missing:
         raise ParameterError("study", study, f"is incomplete: {', '.join(missing)}")
+    found = next(problems(study), None)
+    if found:
+        raise ParameterError("study", study, f"has records that are not sound: {found}")
     for source, target in (("records", "results"), ("figures", "figures")):
         shutil.rmtree(records.ROOT / target / study, ignore_errors=True)
-        shutil.copytree(folder / source, records.ROOT / target / study)
+        kept = shutil.ignore_patterns("plan.*", ".*")
+        shutil.copytree(folder / source, records.ROOT / target / study, ignore=kept)
     readme = records.ROOT / "README.md"
     readme.write_text(with_results(readme.read_text("utf-8"), study), "utf-8")
     return [records.ROOT / "results" / study, records.ROOT / "figures" / study, readme]

@@ -1,5 +1,7 @@
 """What to run: a study file and its recipes become runs; a run that another needs gets made."""
 
+import difflib
+import functools
 import hashlib
 import itertools
 import json
@@ -7,7 +9,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from prunegpt_utils import parameters, records
+from prunegpt_utils import parameters, records, strict_yaml
 from prunegpt_utils.models import at_hand, processes
 from prunegpt_utils.parameters import ParameterError
 
@@ -34,8 +36,63 @@ class Planned:
 
 
 def load(study):
-    """The study file `studies/<study>.yaml` as a dict."""
-    return _read("study", study, records.ROOT / "studies")
+    """The study file `studies/<study>.yaml` as a dict, its outline checked.
+
+    Raises:
+        ParameterError: no such file, not a mapping, a part that is unknown or of the wrong kind,
+            a notebook or recipe that does not exist.
+    """
+    content = _read("study", study, records.ROOT / "studies")
+    problems = list(_problems(content, study))
+    if problems:
+        raise ParameterError("\n".join(problems))
+    return content
+
+
+_PARTS = {"study": str, "results": str, "parameters": dict, "notebooks": dict, "published": dict}
+
+
+def _problems(content, study):
+    """What is wrong with the outline of a study file, a line each, with its place."""
+    place = f"studies/{study}.yaml"
+    for part, value in content.items():
+        if part not in _PARTS:
+            yield f"{place}: {part!r} is no part of a study; it has: {', '.join(_PARTS)}"
+        elif not isinstance(value, _PARTS[part]):
+            yield f"{place}: {part}: {value!r} must be a {_PARTS[part].__name__}"
+    if content.get("study") != study:
+        yield f"{place}: study: {content.get('study')!r} must be the name of the file, {study!r}"
+    books = {path.stem for path in (records.ROOT / "notebooks").glob("*.ipynb")}
+    listed = content.get("notebooks")
+    if not listed:
+        yield f"{place}: notebooks: must list at least one"
+    for book, group in listed.items() if isinstance(listed, dict) else ():
+        if book not in books:
+            yield f"{place}: notebooks: {book!r} must be one of {', '.join(sorted(books))}"
+        elif not isinstance(group, dict):
+            yield f"{place}: {book}: {group!r} must name recipes, each with a colon"
+        else:
+            declared = declared_parameters(book)
+            yield from (f"{place}: {book}: {line}" for line in _entry_problems(group, declared))
+
+
+def _entry_problems(group, declared):
+    known = {path.stem for path in (records.ROOT / "studies" / "recipes").glob("*.yaml")}
+    for recipe, entries in group.items():
+        if recipe not in known:
+            yield f"{recipe!r} is no recipe{_hint(recipe, known)}"
+        for entry in entries if isinstance(entries, list) else [entries]:
+            if not isinstance(entry, dict | None):
+                yield f"{recipe}: {entry!r} must be parameters, such as {{sparsity: 0.9}}"
+            for key in (
+                set(entry or ()) - {"optional", *declared} if isinstance(entry, dict) else ()
+            ):
+                yield f"{recipe}: {key!r} is no parameter of this notebook{_hint(key, declared)}"
+
+
+def _hint(name, known):
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def recipe_parameters(recipe):
@@ -47,27 +104,65 @@ def _read(kind, name, folder):
     files = {file.stem: file for file in folder.glob("*.yaml")}
     if name not in files:
         raise ParameterError(kind, name, f"must be one of {', '.join(sorted(files))}")
-    return yaml.safe_load(files[name].read_text("utf-8"))
+    return strict_yaml.read(files[name], kind)
 
 
 def plan(study):
     """{name: Planned} of a study; a parameter given as a list is an axis.
 
     What a study file says of all its runs overrides the recipe, and what it says of one run
-    overrides both. Every value is checked here, before the first run.
+    overrides both; it may say several things of a recipe, as a list, and each is a variant. Axes
+    other than the seed and what is removed become part of the recipe's name, so that every run has
+    a name of its own. Every value is checked here, before the first run.
+
+    Raises:
+        ParameterError: a value that is not allowed, or two runs of one name that differ.
     """
-    content, runs = load(study), {}
+    content, runs, problems = load(study), {}, {}
     absent = _absent(content)
-    for notebook, entries in content["notebooks"].items():
-        for recipe in entries:
-            if recipe in absent:
-                continue
-            given = _merged(content, recipe)
-            axes = {key: value for key, value in given.items() if isinstance(value, list)}
-            for point in itertools.product(*axes.values()):
-                run = _planned(content, notebook, given | dict(zip(axes, point, strict=True)))
-                runs[run.name] = run
+    for notebook, recipe in _listed(content):
+        for point in [] if recipe in absent else _all_points(content, recipe):
+            try:
+                run = _planned(content, notebook, point)
+                if runs.setdefault(run.name, run) != run:
+                    allowed = "is planned twice, with different parameters; make one an axis"
+                    raise ParameterError("run", run.name, allowed)
+            except ParameterError as error:
+                problems[f"studies/{study}.yaml: {notebook}: {recipe}: {error}"] = error
+    if problems:
+        raise ParameterError("\n".join(problems))
     return runs
+
+
+def _listed(content):
+    """(notebook, recipe) of every entry of a study."""
+    return [(book, recipe) for book, group in content["notebooks"].items() for recipe in group]
+
+
+def _all_points(content, recipe):
+    return [point for given in _variants(content, recipe) for point in _points(given)]
+
+
+def _points(given):
+    """Every combination of the axes, each with the recipe's name to go by."""
+    axes = {key: value for key, value in given.items() if isinstance(value, list)}
+    for values in itertools.product(*axes.values()):
+        point = dict(zip(axes, values, strict=True))
+        parts = [given["recipe"], *(_label(*pair) for pair in point.items())]
+        yield given | point | {"recipe": "-".join(filter(None, parts))}
+
+
+def _label(key, value):
+    """What an axis adds to a name: text by itself, a number after the parameter's name."""
+    if key == "seed" or key in records.FRACTIONS:  # `records.run_name` has these
+        return ""
+    text = str(value).replace(":", "of").replace("/", "-")
+    return text if isinstance(value, str) else f"{key}{text}"
+
+
+def results_notebook(study):
+    """The notebook that reads the records of a finished study and draws its figures."""
+    return _load_or_nothing(study).get("results", "05_results")
 
 
 def context(study):
@@ -76,18 +171,22 @@ def context(study):
     published is {recipe: perplexity}, as the study file quotes it; missing is {recipe: model that
     an optional row needs}. A study of the reader's own has neither.
     """
-    try:
-        content = load(study)
-    except ParameterError:
-        return {"published": {}, "missing": {}}
+    content = _load_or_nothing(study)
     return {"published": content.get("published") or {}, "missing": _absent(content)}
+
+
+def _load_or_nothing(study):
+    try:
+        return load(study)
+    except ParameterError:  # of the reader's own, run by run
+        return {"notebooks": {}}
 
 
 def _absent(content):
     """{recipe: model} of the optional runs whose model is not to be had."""
     absent = {}
     for recipe in itertools.chain(*content["notebooks"].values()):
-        given = _merged(content, recipe, keep_optional=True)
+        given = _variants(content, recipe, keep_optional=True)[0]
         named = [given.get("model"), given.get("teacher")]
         models = [name for name in named if name and not _notebook_of(content, name)]
         needed = [name for name in models if given.get("optional") and not at_hand(name)]
@@ -101,13 +200,16 @@ def _notebook_of(content, recipe):
     return next((book for book, group in content["notebooks"].items() if recipe in group), None)
 
 
-def _merged(content, recipe, keep_optional=False):
-    """Parameters of a recipe in a study, axes still as lists."""
-    entry = dict(content["notebooks"][_notebook_of(content, recipe)][recipe] or {})
-    if not keep_optional:
-        entry.pop("optional", None)
+def _variants(content, recipe, keep_optional=False):
+    """Parameters of a recipe in a study, once a variant, axes still as lists."""
+    entries = content["notebooks"][_notebook_of(content, recipe)][recipe] or {}
     shared = content.get("parameters") or {}
-    return {"study": content["study"], "seed": 0, **recipe_parameters(recipe), **shared, **entry}
+    common = {"study": content["study"], "seed": 0, **recipe_parameters(recipe), **shared}
+    dropped = () if keep_optional else ("optional",)
+    return [
+        common | {key: value for key, value in entry.items() if key not in dropped}
+        for entry in (entries if isinstance(entries, list) else [entries])
+    ]
 
 
 def _planned(content, notebook, values):
@@ -122,14 +224,14 @@ def _planned(content, notebook, values):
 def _linked(content, link, values):
     """The run that parameter `link` of a run names; None if it names a model instead.
 
-    It has the same seed and, if it is pruned, the same sparsity; the one-shot curve spans all
-    sparsities, so there is one of it.
+    It is the first variant of its recipe, with the same seed and, if it is pruned, the same
+    sparsity; the one-shot curve spans all sparsities, so there is one of it.
     """
     recipe = values[link]
     notebook = _notebook_of(content, recipe)
     if notebook is None:
         return None
-    theirs = _merged(content, recipe) | {"seed": values["seed"]}
+    theirs = _variants(content, recipe)[0] | {"seed": values["seed"]}
     if theirs.get("sparsity") and link != "curve":
         theirs["sparsity"] = values["sparsity"]
     return _planned(content, notebook, theirs)
@@ -147,6 +249,11 @@ def code_hash(notebook):
 
 def _cells(notebook, tag=None):
     path = records.ROOT / "notebooks" / f"{notebook}.ipynb"
+    return _cells_of(path, path.stat().st_mtime_ns, tag)
+
+
+@functools.cache
+def _cells_of(path, _changed, tag):
     cells = json.loads(path.read_text("utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     tagged = [cell for cell in code if not tag or tag in cell["metadata"].get("tags", [])]
@@ -180,7 +287,7 @@ def require(link, p):
     folder = records.study_folder(p["study"])
     path = folder / "records" / f"{run.name}.json"
     if not path.exists():
-        _execute(run, folder)
+        execute(run, folder)
     record = records.read(path)
     for key in SHARED:
         theirs, ours = record["parameters"].get(key), p.get(key)
@@ -190,7 +297,7 @@ def require(link, p):
     return record
 
 
-def _execute(run, folder):
+def execute(run, folder):
     """Run a notebook in a kernel of its own, exactly as a study would."""
     import papermill
 

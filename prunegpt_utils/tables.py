@@ -2,6 +2,16 @@
 
 import pandas as pd
 
+# criterion -> (what the reader calls it, colour, marker)
+CRITERIA = {
+    "random": ("at random", "#777777", "v"),
+    "magnitude": ("magnitude", "#E69F00", "s"),
+    "first-order": ("first-order", "#CC79A7", "X"),
+    "wanda": ("Wanda", "#009E73", "^"),
+    "sparsegpt": ("SparseGPT", "#D55E00", "D"),
+    "fisher": ("Fisher", "#0072B2", "o"),
+}
+
 # recipe -> (what the reader calls it, colour, marker); the order is that of the tables.
 METHODS = {
     "zero-shot-xl": ("GPT-2 XL, zero-shot", "#777777", "^"),
@@ -10,19 +20,26 @@ METHODS = {
     "control": ("dense control: fine-tuned for as long", "#000000", "D"),
     "dense-distilled": ("dense + teacher", "#56B4E9", "D"),
     "one-shot": ("one-shot, no retraining", "#CC79A7", "v"),
+    **{
+        f"retrained-{name}": (f"{label}, retrained", *look)
+        for name, (label, *look) in CRITERIA.items()
+    },
     "original": ("the 2021 recipe", "#D55E00", "X"),
     "original-distilled": ("the 2021 recipe + teacher", "#D55E00", "P"),
     "gradual": ("gradual", "#E69F00", "s"),
     "gradual-distilled": ("gradual + teacher", "#0072B2", "o"),
     "two-four": ("2:4", "#F0E442", "s"),
     "two-four-distilled": ("2:4 + teacher", "#882255", "p"),
+    "narrow": ("fewer neurons", "#009E73", "s"),
+    "narrow-distilled": ("fewer neurons + teacher", "#009E73", "o"),
     "taught-by-zero-shot": ("gradual + pretrained teacher", "#009E73", "<"),
     "taught-by-dense": ("gradual + fine-tuned teacher", "#009E73", ">"),
     "taught-by-xl": ("gradual + GPT-2 XL as teacher", "#009E73", "^"),
 }
 
 
-_ASIDE = ("00_pretraining", "04_size_and_speed")  # not about how good a pruned model is
+# not about how good one pruned model is
+_ASIDE = ("00_pretraining", "04_size_and_speed", "06_criteria")
 
 
 def frame(records, published=None, missing=None):
@@ -35,9 +52,10 @@ def frame(records, published=None, missing=None):
 
     Returns:
         DataFrame with run, recipe, seed, sparsity (measured, of the block matrices, rounded to a
-        tenth of a percent), model_sparsity, perplexity and test (of the validation and the test
-        split), ratio (to the dense control of the same seed), tokens, seconds. `published` and
-        `missing` travel along as attributes.
+        tenth of a percent; where whole neurons went, the share of weights gone), scope,
+        model_sparsity, perplexity and test (of the validation and the test split), ratio (to the
+        dense control of the same seed), tokens, seconds. `published` and `missing` travel along
+        as attributes.
     """
     rows = []
     for record in records:
@@ -46,7 +64,8 @@ def frame(records, published=None, missing=None):
         metrics, training = record["metrics"], record["training"]
         rows.append({
             "run": record["run"], "recipe": record["recipe"], "seed": record["seed"],
-            "sparsity": round(record["sparsity"]["prunable"], 3),
+            "sparsity": round(record.get("removed", record["sparsity"]["prunable"]), 3),
+            "scope": record["parameters"].get("scope", ""),
             "model_sparsity": record["sparsity"]["model"],
             "perplexity": float(metrics["validation"]["perplexity"]),
             "test": float(metrics["test"]["perplexity"]),
@@ -72,6 +91,30 @@ def curve(records):
         for row in record.get("curve") or []
     ]
     return pd.DataFrame(rows, columns=["sparsity", "scope", "criterion", "seed", "perplexity"])
+
+
+def with_one_shot(table, curve):
+    """Runs by criterion and level, each beside what the same cut gives without retraining.
+
+    Args:
+        table: of `frame`.  curve: of `curve`, from the same seeds.
+
+    Returns:
+        DataFrame: the rows of pruned runs, in the order of their sparsity and patterns last, with
+        level (sparsity in percent, or the pattern), method (criterion, or recipe if it cuts
+        gradually) and one_shot (perplexity; NaN if not measured).
+    """
+    rows = table[table.sparsity > 0].copy()
+    patterned = rows.scope.str.contains(":")
+    rows = rows.assign(patterned=patterned).sort_values(["patterned", "sparsity"], kind="stable")
+    rows["level"] = rows.scope.where(rows.patterned, (100 * rows.sparsity).map("{:.0f} %".format))
+    method = rows.recipe.str.replace("two-four", "gradual").str.replace(r"-\dof\d$", "", regex=True)
+    rows["method"] = method.str.removeprefix("retrained-")
+    known = curve.set_index(["criterion", "scope", "sparsity", "seed"]).perplexity
+    known = known[~known.index.duplicated()]
+    keys = zip(rows.method, rows.scope, rows.sparsity.round(3), rows.seed, strict=True)
+    rows["one_shot"] = [known.get(key, float("nan")) for key in keys]
+    return rows
 
 
 def summary(table):

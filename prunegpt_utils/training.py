@@ -17,10 +17,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from prunegpt_utils.criteria import calibrate, known_gradients
-from prunegpt_utils.distillation import mean_loss
+from prunegpt_utils.distillation import lesson, mean_loss, state_loss
 from prunegpt_utils.evaluation import slide, token_nll
 from prunegpt_utils.masks import apply_masks, cubic_sparsity, prune
-from prunegpt_utils.models import fingerprint, head, hidden_states, prunable
+from prunegpt_utils.models import (
+    autocast,
+    digest,
+    fingerprint,
+    head,
+    hidden_states,
+    prunable,
+    states,
+)
 from prunegpt_utils.parameters import ParameterError
 from prunegpt_utils.progress import bar
 
@@ -30,6 +38,17 @@ class Pruning:
     """When how much goes: cubic from `start` to `final` between two fractions of the steps.
 
     `prune_from == prune_until` prunes once, at that point.
+
+    Attributes:
+        scope, criterion: see `masks.prune`.
+        updates: times the masks are drawn anew on the way.
+        rounds: if not 0, cut in so many rounds instead, each of which removes the same fraction
+            of what is left and trains with the learning rate rewound (Renda et al. 2020, arXiv
+            2003.02389); the other times do not matter then.
+        regrow: if not 0, removed weights go on learning beside the model and return when they
+            score well, until pruning ends; they decay by this factor, which rises from 0 on the
+            way (SR-STE, Zhou et al. 2021, arXiv 2102.04010; annealed by Huang et al. 2024, arXiv
+            2407.20584).
     """
 
     final: float
@@ -38,18 +57,40 @@ class Pruning:
     prune_until: float = 0.6
     scope: str = "global"
     criterion: str = "magnitude"
-    updates: int = 40  # times the masks are drawn anew on the way
+    updates: int = 40
+    rounds: int = 0
+    regrow: float = 0.0
 
     def sparsity(self, step, steps):
         """Sparsity that holds during `step` of `steps`; None before pruning begins."""
-        begin, end = round(self.prune_from * steps), round(self.prune_until * steps)
+        if self.rounds:
+            done = min(step * self.rounds // max(steps, 1) + 1, self.rounds)
+            return 1 - (1 - self.final) ** (done / self.rounds)
+        begin, end, every = self._times(steps)
         if step < begin:
             return None
         if step >= end:
             return self.final
-        every = max(1, (end - begin) // self.updates)
         progress = (step - begin) // every * every / (end - begin)
         return cubic_sparsity(progress, self.start, self.final)
+
+    def redraws(self, step, steps):
+        """Whether masks change at `step` although the sparsity may not."""
+        begin, end, every = self._times(steps)
+        return bool(self.regrow) and begin <= step <= end and (step - begin) % every == 0
+
+    def settled(self, step, steps):
+        """Whether what is removed stays removed."""
+        return step > self._times(steps)[1]
+
+    def _times(self, steps):
+        begin, end = round(self.prune_from * steps), round(self.prune_until * steps)
+        return begin, end, max(1, (end - begin) // self.updates)
+
+    def decay(self, step, steps):
+        """By how much removed weights decay at `step`, as a factor on them in the gradient."""
+        begin, end, _ = self._times(steps)
+        return self.regrow * min(1.0, (step - begin) / max(1, end - begin))
 
 
 @dataclass(frozen=True)
@@ -64,6 +105,8 @@ class Plan:
         clip: largest norm of the gradient.  seed: of the order of the windows, and of dropout.
         precision: float32 or bf16 (autocast; the weights stay float32).
         alpha, temperature: of the teacher, see `distillation.token_losses`.
+        divergence: what is compared with the teacher: `forward` or `reverse` for the divergence of
+            its outputs, `hidden` for its states, see `distillation.state_loss`.
         evaluations: times the validation text is scored on the way.
         pruning: Pruning, or None to leave the weights alone.
     """
@@ -80,13 +123,14 @@ class Plan:
     precision: str = "float32"
     alpha: float = 0.0
     temperature: float = 1.0
+    divergence: str = "forward"
     evaluations: int = 6
     pruning: Pruning | None = None
 
 
 def train(
     model, windows, validation, folder, plan, teacher=None, *,
-    save_every=60, compiled=False, label="training",
+    cache=None, save_every=60, compiled=False, label="training",
 ):  # fmt: skip
     """Train `model` in place, prune it on the way if asked, and leave the best version in it.
 
@@ -102,6 +146,8 @@ def train(
             the lowest value are kept, of those that already hold the final sparsity.
         folder: where checkpoints go, in a folder named by a hash of the arguments.
         plan: Plan.  teacher: frozen model or None.
+        cache: folder in which to keep what the teacher says of the windows, for this run and all
+            others that it teaches; None has it read every batch anew. The outcome is the same.
         save_every: seconds between checkpoints.
         compiled: let torch.compile make the blocks faster, which takes it a minute or more.
         label: what the progress bar says.
@@ -117,7 +163,7 @@ def train(
         "block": windows.shape[1] - 1,
         "model": fingerprint(model),
         "teacher": teacher and fingerprint(teacher),
-        "data": _digest(windows, validation),
+        "data": digest(windows, validation),
     }
     folder = Path(folder, hashlib.sha256(json.dumps(arguments).encode()).hexdigest()[:16])
     together = _processes_sharing(plan.batch, model)
@@ -130,7 +176,8 @@ def train(
         run.resume()
         if compiled:
             model.base_model.compile(dynamic=False)
-        _loop(run, windows, validation, teacher, save_every, label)
+        said = _said(windows, plan, teacher, cache, together)
+        _loop(run, windows, validation, (teacher, said), save_every, label)
         run.finish()
     together.wait_for_everyone()
     return _load_finished(model, folder)
@@ -145,12 +192,22 @@ def _processes_sharing(batch, model):
     return together
 
 
-def _loop(run, windows, validation, teacher, save_every, label):
+def _said(windows, plan, teacher, cache, together):
+    """What the teacher says of each window, if that is to be kept; one process writes it."""
+    if cache is None or teacher is None or not plan.alpha or plan.divergence == "hidden":
+        return None
+    with together.main_process_first():
+        return lesson(teacher, windows, cache, plan.precision)
+
+
+def _loop(run, windows, validation, taught_by, save_every, label):
+    teacher, said = taught_by
     plan, together, block = run.plan, run.together, windows.shape[1] - 1
     marks = {round(plan.steps * (k + 1) / plan.evaluations) for k in range(plan.evaluations)}
     objective = together.prepare(_Objective(run.model, plan, teacher)).train()
     share = slice(together.process_index, None, together.num_processes)
-    with bar(plan.steps, label, run.step, quiet=not together.is_main_process) as progress:
+    quiet, live = not together.is_main_process, run.folder / "progress.txt"
+    with bar(plan.steps, label, live, run.step, quiet) as progress:
         while run.step < plan.steps:
             # 1. the weights to train: masks follow the schedule
             run.prune()
@@ -162,7 +219,8 @@ def _loop(run, windows, validation, teacher, save_every, label):
                 rows = batch_rows(len(windows), plan.batch, index, plan.seed)[share]
                 last = micro == plan.accumulate - 1
                 with contextlib.nullcontext() if last else together.no_sync(objective):
-                    part = objective(windows[rows]) / plan.accumulate
+                    known = None if said is None else said[rows]
+                    part = objective(windows[rows], known) / plan.accumulate
                     part.backward()
                 loss += part.detach()
             loss = together.reduce(loss, "mean").item()
@@ -170,7 +228,7 @@ def _loop(run, windows, validation, teacher, save_every, label):
                 raise FloatingPointError(f"loss: {loss} at step {run.step + 1}; {run.kept()}")
             # 3. the step, and the zeros held
             run.update(plan.lr * lr_factor(run.step, plan))
-            progress.update_with(loss, plan.batch * plan.accumulate * block)
+            progress.advance(plan.batch * plan.accumulate * block, loss)
             # 4. how good is it on text it has not seen?
             if run.step in marks:
                 run.evaluate(validation, block, loss)
@@ -187,31 +245,50 @@ class _Objective(torch.nn.Module):
         self.model, self.plan = model, plan
         self.teacher = [teacher]  # in a list: no part of what is trained and shared
 
-    def forward(self, rows):
-        return batch_loss(self.model, rows, self.plan, self.teacher[0])
+    def forward(self, rows, said):
+        return batch_loss(self.model, rows, self.plan, self.teacher[0], said)
 
 
-def batch_loss(model, rows, plan, teacher=None):
+def batch_loss(model, rows, plan, teacher=None, said=None):
     """Mean training loss of some windows.
 
     Args:
         model: the student.  rows: int64 tensor of shape (batch, block + 1).
         plan: Plan, for precision, alpha and temperature.  teacher: frozen model or None.
+        said: the teacher's `distillation.lesson` on these windows, shape (batch, block, width);
+            None has it read them now.
 
     Returns:
         float32 scalar with gradient.
     """
     rows = rows.to(model.device)
     inputs, labels = rows[:, :-1], rows[:, 1:]
+    if teacher is not None and plan.alpha and plan.divergence == "hidden":
+        return _loss_of_states(model, inputs, labels, plan, teacher)
     taught = None
     with autocast(model, plan.precision):
         hidden = hidden_states(model, inputs)
         if teacher is not None and plan.alpha > 0:
             with torch.no_grad():
-                taught = (hidden_states(teacher, inputs), head(teacher))
-    if plan.precision == "bf16":
-        hidden = hidden.to(torch.bfloat16)
-    return mean_loss(hidden, head(model), labels, taught, plan.alpha, plan.temperature)
+                heard = hidden_states(teacher, inputs) if said is None else said
+                taught = (heard.to(model.device), head(teacher))
+    reverse = plan.divergence == "reverse"
+    hidden = _rounded(hidden, plan)
+    return mean_loss(hidden, head(model), labels, taught, plan.alpha, plan.temperature, reverse)
+
+
+def _loss_of_states(model, inputs, labels, plan, teacher):
+    with autocast(model, plan.precision):
+        ours = states(model, inputs)
+        with torch.no_grad():
+            theirs = states(teacher, inputs)
+    plain = mean_loss(_rounded(ours[-1], plan), head(model), labels)
+    return (1 - plan.alpha) * plain + plan.alpha * state_loss(ours, theirs)
+
+
+def _rounded(hidden, plan):
+    """LayerNorms give float32 even where the matrix products are asked for in bf16."""
+    return hidden.to(torch.bfloat16) if plan.precision == "bf16" else hidden
 
 
 def calibration_batches(windows, plan, batches=16):
@@ -252,11 +329,6 @@ def steps_within(minutes, model, windows, plan, trials=6):
     return max(1, int(60 * minutes / statistics.median(seconds[1:])))
 
 
-def autocast(model, precision):
-    """The context in which matrix products run in `precision`."""
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
 def choose_precision(wanted="auto"):
     """`auto` is bf16 where the processor multiplies it natively, else float32."""
     if wanted != "auto":
@@ -278,10 +350,12 @@ def count_steps(steps, epochs, windows, batch):
 
 def lr_factor(step, plan):
     """Fraction of the peak learning rate: linear warm-up, then cosine or linear decay to 0."""
-    rise = plan.warmup * plan.steps
+    rounds = (plan.pruning and plan.pruning.rounds) or 1
+    steps = plan.steps / rounds  # each round starts again
+    step, rise = step % steps, plan.warmup * steps
     if step < rise:
         return (step + 1) / (rise + 1)
-    progress = (step - rise) / max(1.0, plan.steps - rise)
+    progress = (step - rise) / max(1.0, steps - rise)
     return 1 - progress if plan.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -322,7 +396,7 @@ class _Run:
         self.together = together
         self.step, self.saved_step, self.seconds, self.clock = 0, 0, 0.0, time.monotonic()
         self.saved_clock = self.clock
-        self.sparsity, self.masks, self.history = None, {}, []
+        self.sparsity, self.masks, self.aside, self.history = None, {}, {}, []
         self.best, self.best_nll, self.best_step = None, math.inf, None
         # A weight that decays while the threshold still rises would be pruned for that alone.
         held = {id(weight) for weight in prunable(model).values()} if plan.pruning else set()
@@ -341,10 +415,36 @@ class _Run:
     def prune(self):
         pruning = self.plan.pruning
         wanted = pruning and pruning.sparsity(self.step, self.plan.steps)
-        if wanted is not None and wanted != self.sparsity:
+        if wanted is None:
+            return
+        if pruning.settled(self.step, self.plan.steps):
+            self.aside = {}
+        if wanted != self.sparsity or pruning.redraws(self.step, self.plan.steps):
             name, scope = pruning.criterion, pruning.scope
-            self.masks = prune(self.model, name, wanted, scope, self.facts(name), self.batches)
+            facts = self.facts(name)
+            self.bring_back()
+            whole = {key: w.detach().clone() for key, w in self.regrowing().items()}
+            self.masks = prune(self.model, name, wanted, scope, facts, self.batches)
+            self.aside = {key: w * ~self.masks[key] for key, w in whole.items()}
             self.sparsity = wanted
+
+    def regrowing(self):
+        """{name: weight} of the matrices whose removed weights may return."""
+        return prunable(self.model) if self.plan.pruning.regrow else {}
+
+    @torch.no_grad()
+    def bring_back(self):
+        """Put the removed weights back into the model, where the optimizer can move them."""
+        weights = prunable(self.model)
+        for name, values in self.aside.items():
+            weights[name].add_(values)
+
+    @torch.no_grad()
+    def put_aside(self):
+        """Take them out again; the model is as sparse as before."""
+        weights = prunable(self.model)
+        for name in self.aside:
+            self.aside[name] = weights[name] * ~self.masks[name]
 
     def facts(self, name):
         """What the criterion needs: for Fisher Adam's second moments, once there are any."""
@@ -359,10 +459,20 @@ class _Run:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        if self.aside:
+            self.decay_aside()
+            self.bring_back()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.put_aside()
         apply_masks(self.model, self.masks)  # momentum moves pruned weights without gradient too
         self.step += 1
+
+    def decay_aside(self):
+        """Add the pull towards zero of removed weights to their gradients."""
+        weights, factor = prunable(self.model), self.plan.pruning.decay(self.step, self.plan.steps)
+        for name, values in self.aside.items():
+            weights[name].grad.add_(values, alpha=factor)
 
     def evaluate(self, validation, block, loss):
         with autocast(self.model, self.plan.precision):
@@ -392,6 +502,7 @@ class _Run:
             return
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"mask.{k}": v for k, v in self.masks.items()}
+        tensors |= {f"aside.{k}": v for k, v in self.aside.items()}
         tensors |= {f"best.{k}": v for k, v in (self.best or {}).items()}
         moments = self.optimizer.state_dict()["state"]
         tensors |= {f"moment.{i}.{k}": v for i, row in moments.items() for k, v in row.items()}
@@ -433,7 +544,7 @@ class _Run:
             index, name = key.split(".", 1)
             state["state"].setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict(state)
-        self.masks, self.best = under("mask"), under("best") or None
+        self.masks, self.aside, self.best = under("mask"), under("aside"), under("best") or None
         self.step, self.saved_step, self.seconds = note["step"], note["step"], note["seconds"]
         self.sparsity, self.history = note["sparsity"], note["history"]
         self.best_step, self.best_nll = note["best_step"], note["best_nll"] or math.inf
@@ -469,10 +580,3 @@ def _keep_freed_memory():
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(trim_threshold, most)
         mallopt(mmap_threshold, most)
-
-
-def _digest(*tensors):
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.contiguous().numpy())
-    return digest.hexdigest()

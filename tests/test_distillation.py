@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prunegpt_utils.distillation import mean_loss, token_losses
+from prunegpt_utils.distillation import mean_loss, state_loss, token_losses
 
 
 def logits_and_labels(batch=3, length=10, vocabulary=29):
@@ -30,6 +30,9 @@ def test_divergence_matches_its_definition(temperature):
     wanted = temperature**2 * (p * (p / q).log()).sum(-1)
     ours = token_losses(student, labels, teacher, alpha=1.0, temperature=temperature)
     torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+    wanted = temperature**2 * (q * (q / p).log()).sum(-1)
+    ours = token_losses(student, labels, teacher, 1.0, temperature, reverse=True)
+    torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_scale_does_not_depend_on_batch_or_length():
@@ -47,17 +50,26 @@ def test_scale_does_not_depend_on_batch_or_length():
     )
 
 
+@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_chunks_give_the_gradients_of_the_whole(alpha, chunk):
+def test_chunks_give_the_gradients_of_the_whole(alpha, chunk, reverse):
     dice = torch.Generator().manual_seed(0)
     hidden = torch.randn(30, 8, generator=dice, requires_grad=True)
     weight = torch.randn(29, 8, generator=dice, requires_grad=True)
     labels = torch.randint(0, 29, (30,), generator=dice)
     teacher = (torch.randn(30, 8, generator=dice), torch.randn(29, 8, generator=dice))
-    whole = token_losses(hidden @ weight.T, labels, teacher[0] @ teacher[1].T, alpha, 2.0).mean()
+    taught = teacher[0] @ teacher[1].T
+    whole = token_losses(hidden @ weight.T, labels, taught, alpha, 2.0, reverse).mean()
     wanted = torch.autograd.grad(whole, (hidden, weight))
-    loss = mean_loss(hidden, weight, labels, teacher, alpha, 2.0, chunk)
+    loss = mean_loss(hidden, weight, labels, teacher, alpha, 2.0, reverse, chunk)
     torch.testing.assert_close(loss, whole)
     for ours, theirs in zip(torch.autograd.grad(loss, (hidden, weight)), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_states_are_compared_relative_to_the_teachers_size():
+    theirs = [torch.full((2, 3, 4), 2.0), torch.full((2, 3, 4), 100.0)]
+    assert state_loss(theirs, theirs) == 0
+    ours = [torch.full((2, 3, 4), 3.0), torch.full((2, 3, 4), 150.0)]  # each half as much again
+    assert float(state_loss(ours, theirs)) == pytest.approx(0.25)

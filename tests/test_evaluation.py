@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import WIKITEXT, tiny_gpt2, tokens_of
 
-from prunegpt_utils import data, models
+from prunegpt_utils import data, evaluation, models
 from prunegpt_utils.evaluation import perplexity
 from prunegpt_utils.parameters import ParameterError
 
@@ -163,3 +163,20 @@ def test_natural_spacing():
 def test_stride_out_of_range(model, ids, stride):
     with pytest.raises(ParameterError, match=r"stride: -?\d+ must lie between 1 and the block"):
         perplexity(model, tokens_of(ids), "test", 32, "strided", stride or -1)
+
+
+def test_paired_interval_is_that_of_the_normal_approximation():
+    dice = torch.Generator().manual_seed(3)
+    common = 5 * torch.randn(4000, generator=dice)  # how hard each token is: cancels in pairs
+    windows = 0.2 * torch.randn(400, generator=dice)  # what the tokens of a window share
+    first = common + 0.1 + windows.repeat_interleave(10)
+    found = evaluation.paired_difference(first, common, 10)
+    error = float(windows.std()) / 20
+    assert found["mean"] == pytest.approx(0.1 + float(windows.mean()), abs=1e-5)
+    assert found["low"] == pytest.approx(found["mean"] - 1.96 * error, abs=0.1 * error)
+    assert found["high"] == pytest.approx(found["mean"] + 1.96 * error, abs=0.1 * error)
+
+
+def test_a_model_does_not_differ_from_itself(model, ids):
+    losses = evaluation.scored_tokens(model, tokens_of(ids), "test", 32).losses
+    assert evaluation.paired_difference(losses, losses, 32) == {"mean": 0, "low": 0, "high": 0}

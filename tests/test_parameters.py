@@ -3,7 +3,7 @@ import pytest
 from prunegpt_utils import parameters
 from prunegpt_utils.parameters import ParameterError
 
-DECLARED = 'sparsity: float = 0.9  # what goes\nsteps: int = 3\nstudy: str = "a"'
+DECLARED = 'study: str = "a"\nsparsity: float = 0.9  # what goes\nsteps: int = 3'
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, 90, "0.9", None, float("nan"), float("inf"), True])
@@ -53,6 +53,7 @@ def test_a_misspelt_injected_parameter_is_caught():
 
 def test_what_the_reader_defines_later_is_no_parameter():
     space = {"In": ["", DECLARED, "x = 1"], "sparsity": 0.9, "steps": 3, "study": "a", "x": 1}
+    space["scope"] = "a parameter of other notebooks"
     assert parameters.read(space) == {"study": "a", "steps": 3, "sparsity": 0.9}
 
 

@@ -80,6 +80,29 @@ def test_a_run_stands_on_runs_of_its_own_seed_and_sparsity():
     assert run.needs == ("dense-seed2", "control-seed2", "gradual-s70-seed2")
 
 
+def test_axes_and_variants_become_runs_with_names_of_their_own(monkeypatch):
+    content = {"study": "mine", "notebooks": {
+        "01_baselines": {"dense": {"steps": 5}},
+        "02_pruning": {"gradual": [
+            {"sparsity": [0.5, 0.9], "curve": ""},
+            {"scope": ["2:4"], "sparsity": 0.5, "curve": ""},
+            {"lr": [0.001, 0.004], "seed": [0, 1], "curve": ""},
+        ]},
+    }}  # fmt: skip
+    monkeypatch.setattr(studies, "load", lambda study: content)
+    plan = studies.plan("mine")
+    assert set(plan) == {
+        "dense-seed0", "gradual-s50-seed0", "gradual-s90-seed0", "gradual-2of4-s50-seed0",
+        "gradual-lr0.001-s90-seed0", "gradual-lr0.001-s90-seed1",
+        "gradual-lr0.004-s90-seed0", "gradual-lr0.004-s90-seed1",
+    }  # fmt: skip
+    assert plan["gradual-2of4-s50-seed0"].parameters["scope"] == "2:4"
+    assert plan["gradual-lr0.004-s90-seed0"].needs == ("dense-seed0",)
+    content["notebooks"]["02_pruning"]["gradual"].append({"sparsity": 0.5, "lr": 0.01, "curve": ""})
+    with pytest.raises(ParameterError, match="run: 'gradual-s50-seed0' is planned twice"):
+        studies.plan("mine")
+
+
 def test_unknown_study_names_those_there_are():
     with pytest.raises(
         ParameterError, match="study: 'pydoc' must be one of .*pydocs, pydocs-full, smoke"

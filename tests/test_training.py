@@ -1,10 +1,11 @@
 import math
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 from conftest import tiny_gpt2
 
-from prunegpt_utils import masks, models, training
+from prunegpt_utils import distillation, masks, models, training
 from prunegpt_utils.data import windows
 from prunegpt_utils.parameters import ParameterError
 from prunegpt_utils.training import Plan, Pruning, train
@@ -56,6 +57,27 @@ def test_a_finished_run_is_loaded_not_repeated(tmp_path, ids, monkeypatch):
     monkeypatch.setattr(training, "_loop", None)  # would raise if called
     second, again = run(tmp_path, ids)
     assert models.fingerprint(first) == models.fingerprint(second) and again == result
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_lesson_kept_on_disk_teaches_the_same(tmp_path, ids, monkeypatch, precision):
+    plan = replace(PLAN, precision=precision)
+    _, live = run(tmp_path / "live", ids, plan)
+    monkeypatch.setattr(
+        distillation, "_write_lesson", watched := Mock(wraps=distillation._write_lesson)
+    )
+    for name in ("first", "second"):  # the second finds what the first wrote
+        _, kept = run(tmp_path / name, ids, plan, cache=tmp_path / "cache")
+        for ours, theirs in zip(kept["history"], live["history"], strict=True):
+            assert ours["nll"] == pytest.approx(theirs["nll"], rel=1e-5)
+    assert watched.call_count == 1 and len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_lesson_too_large_to_keep_is_heard_live(tmp_path, ids, monkeypatch):
+    monkeypatch.setattr(distillation, "MOST_BYTES", 1000)
+    live = run(tmp_path / "live", ids)[1]["history"]
+    assert run(tmp_path / "large", ids, cache=tmp_path / "cache")[1]["history"] == live
+    assert not (tmp_path / "cache").exists()
 
 
 def test_other_arguments_are_another_run(tmp_path, ids):
@@ -151,3 +173,47 @@ def test_learning_rate_rises_then_falls_to_zero():
     factors = [training.lr_factor(step, plan) for step in range(100)]
     assert factors[0] < 0.1 and max(factors) == factors[10] == 1.0 and factors[-1] < 0.001
     assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_each_round_removes_a_share_and_rewinds_the_learning_rate():
+    plan = Plan(steps=90, lr=1.0, pruning=Pruning(final=0.875, rounds=3))
+    held = [plan.pruning.sparsity(step, 90) for step in (0, 29, 30, 60, 89, 90)]
+    assert held == pytest.approx([0.5, 0.5, 0.75, 0.875, 0.875, 0.875])
+    factors = [training.lr_factor(step, plan) for step in range(90)]
+    assert factors[30:60] == pytest.approx(factors[:30])
+    assert factors[60:] == pytest.approx(factors[:30])
+    assert factors[29] < 0.1 < 0.9 < factors[32]
+
+
+REGROWING = replace(PLAN, pruning=replace(PRUNED, regrow=0.1, start=0.9, prune_until=0.8))
+
+
+def test_removed_weights_may_return_until_pruning_ends(tmp_path, ids, monkeypatch):
+    drawn, make = [], training.prune
+
+    def watch(*arguments):
+        drawn.append(make(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(training, "prune", watch)
+    model, result = run(tmp_path, ids, REGROWING)
+    first, last = drawn[0], drawn[-1]
+    assert any((last[name] & ~first[name]).any() for name in last)  # some came back
+    assert masks.measure(model)["prunable"] == pytest.approx(0.9, abs=1e-3)
+    assert {row["sparsity"] for row in result["history"]} == {0.9}
+
+
+def test_regrowth_resumes_to_the_same_bits(tmp_path, ids, monkeypatch):
+    whole, _ = run(tmp_path / "whole", ids, REGROWING)
+    interrupted(monkeypatch, tmp_path / "cut", ids, 5, REGROWING)
+    resumed, _ = run(tmp_path / "cut", ids, REGROWING)
+    assert models.fingerprint(resumed) == models.fingerprint(whole)
+
+
+def test_states_teach_the_same_model_nothing(ids):
+    model = tiny_gpt2()
+    plan, rows = Plan(1, 1e-3, alpha=1.0, divergence="hidden"), ids[None, :17]
+    loss = training.batch_loss(model, rows, plan, models.frozen_copy(model))
+    assert float(loss) == 0 and loss.requires_grad
+    other = training.batch_loss(model, rows, plan, models.frozen_copy(tiny_gpt2(seed=5)))
+    assert float(other) > 0.1

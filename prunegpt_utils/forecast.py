@@ -1,0 +1,104 @@
+"""What a study still has to do, how long that takes, and what runs right now."""
+
+import statistics
+import time
+
+from prunegpt_utils import records, studies
+
+
+def forecast(study):
+    """What `make plan` tells.
+
+    Times come from records: seconds a token in training, and the rest of a notebook's seconds,
+    each the median over records of the same notebook and base model on this kind of device.
+
+    Args:
+        study: name.
+
+    Returns:
+        dict: done and todo, lists of run names; seconds, of one process doing what is left, or
+        None if a notebook has no record to judge by; unknown, names of such runs; bytes, of the
+        models and checkpoints to be written; judged_by, how many records the times come from.
+    """
+    plan = studies.plan(study)
+    folder = records.study_folder(study) / "records"
+    done = [name for name in plan if (folder / f"{name}.json").exists()]
+    todo = [name for name in plan if name not in done]
+    known = list(_known_records())
+    seconds, unknown, size = 0.0, [], 0
+    for name in todo:
+        alike = [r for r in known if _alike(r, plan[name])]
+        guess = _seconds(alike, plan[name].parameters)
+        if guess is None:
+            unknown.append(name)
+        else:
+            seconds += guess
+            # the model, and the checkpoint it came from
+            size += 2 * 4 * statistics.median(r["model"]["parameters"] for r in alike)
+    return {
+        "done": done, "todo": todo, "seconds": seconds, "unknown": unknown, "bytes": size,
+        "judged_by": len(known),
+    }  # fmt: skip
+
+
+def _known_records():
+    here = records.environment()["device"]
+    for folder in (
+        records.study_folder("x").parent.glob("*/records"),
+        records.ROOT.glob("results/*"),
+    ):
+        for path in (file for each in folder for file in sorted(each.glob("*.json"))):
+            record = records.read(path)
+            if record["environment"]["device"] == here:
+                yield record
+
+
+def _alike(record, run):
+    wanted = run.parameters.get("model", "pydocs-base")
+    return (
+        record["notebook"] == run.notebook and record["parameters"].get("model", wanted) == wanted
+    )
+
+
+def _seconds(alike, p):
+    """Estimated seconds of a run at parameters `p`; None if nothing is like it."""
+    if not alike or p.get("epochs"):
+        return None
+    trained = [r["training"] for r in alike if r["training"]["tokens"]]
+    if p.get("steps") and not trained:
+        return None
+    rest = statistics.median(r["seconds"] - r["training"]["seconds"] for r in alike)
+    if not p.get("steps"):
+        return rest
+    pace = statistics.median(row["seconds"] / row["tokens"] for row in trained)
+    last = alike[-1]["parameters"]
+    shape = [p.get(key, last.get(key, 1)) for key in ("steps", "batch", "accumulate", "block")]
+    steps, batch, accumulate, block = shape
+    return rest + pace * steps * batch * accumulate * block
+
+
+def running(study, within=120):
+    """{run: what its progress bar says} of the trainings that moved in the last seconds."""
+    lines = {}
+    for path in sorted(records.study_folder(study).glob("checkpoints/*/*/progress.txt")):
+        if time.time() - path.stat().st_mtime < within:
+            lines[path.parent.parent.name] = path.read_text("utf-8").strip()
+    return lines
+
+
+def failed(study):
+    """{run: last line of its log} of the runs that began, wrote no record and do not run."""
+    folder, found = records.study_folder(study), {}
+    busy = running(study)
+    for log in sorted((folder / "logs").glob("*.log")):
+        if (folder / "records" / f"{log.stem}.json").exists() or log.stem in busy:
+            continue
+        if log.stem in studies.plan(study):
+            found[log.stem] = last_line(log)
+    return found
+
+
+def last_line(log):
+    """The last line of a log that says something."""
+    lines = [text for text in log.read_text("utf-8").splitlines() if text.strip()]
+    return lines[-1].strip() if lines else "no output"

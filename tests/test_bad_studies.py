@@ -1,0 +1,156 @@
+"""Study files that are wrong: each is told in one line with its place, before any work."""
+
+import time
+
+import pytest
+from conftest import ROOT
+
+from prunegpt_utils import strict_yaml, studies
+from prunegpt_utils.parameters import ParameterError
+
+BOMB = "\n".join(
+    ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    + [f"a{k + 1}: &a{k + 1} [{', '.join([f'*a{k}'] * 10)}]" for k in range(12)]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "must be a mapping"),
+        (b"# nothing but a comment", "must be a mapping"),
+        (b"- one\n- two", "must be a mapping"),
+        (b"just words", "must be a mapping"),
+        (b"42", "must be a mapping"),
+        (b"study: [1, 2", r"mine.yaml:1' does not read"),
+        (b"study: a\n  notebooks: b", r"mine.yaml:2' does not read"),
+        (b"a: 1\nb: 2\na: 3", r"mine.yaml:3' does not read: the key 'a' stands twice"),
+        (b"a: {b: 1, b: 2}", "the key 'b' stands twice"),
+        (b"\tstudy: a", "does not read"),
+        (b"a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        (b"a: !!python/name:os.system", "could not determine a constructor"),
+        (b"a: !mine 3", "could not determine a constructor"),
+        (b"a: 2026-13-45", "does not read"),
+        (b"a: *nowhere", "undefined alias"),
+        (BOMB.encode(), "holds more than 100,000 values"),
+        (b"a: &a [*a]", "holds more than 100,000 values"),
+        (b"a: " + b"[" * 5000, "is nested too deeply"),
+        (b"a: \xff\xfe", "is not text in UTF-8"),
+        (b"a: b\x00c", "does not read"),
+        (b"a: " + b"x" * 1_000_001, "has 1,000,004 bytes"),
+        (b"a: 1\n---\nb: 2", "does not read"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_plain_mapping(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text)
+    begin = time.perf_counter()
+    with pytest.raises(ParameterError, match=message) as told:
+        strict_yaml.read(path, "study")
+    assert "\n" not in str(told.value) and time.perf_counter() - begin < 5
+
+
+DENSE = {"01_baselines": {"dense": None}}
+
+
+def gradual(**entry):
+    return {"notebooks": DENSE | {"02_pruning": {"gradual": {"curve": ""} | entry}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"notebooks": None}, "notebooks: None must be a dict"),
+        ({"notebooks": {}}, "notebooks: must list at least one"),
+        ({"notebooks": ["dense"]}, r"notebooks: \['dense'\] must be a dict"),
+        ({"notebooks": {"01_baseline": {"dense": None}}}, "notebooks: '01_baseline' must be one of 00"),
+        ({"notebooks": {"01_baselines": ["dense"]}}, "must name recipes, each with a colon"),
+        ({"notebooks": {"01_baselines": {"dens": None}}}, "'dens' is no recipe; did you mean 'dense'"),
+        ({"notebooks": {"../01_baselines": {"dense": None}}}, "notebooks: '../01_baselines' must be one of"),
+        ({"notebooks": {"01_baselines": {"dense": "fast"}}}, "dense: 'fast' must be parameters"),
+        ({"notebooks": {"01_baselines": {1: None}}}, "1 is no recipe"),
+        ({"note": "x"}, "'note' is no part of a study"),
+        ({"study": "other"}, "study: 'other' must be the name of the file, 'mine'"),
+        ({"study": None}, "study: None must be a str"),
+        ({"parameters": [1]}, r"parameters: \[1\] must be a dict"),
+        ({"parameters": {"sede": 1}}, "sede: 1 is not a parameter; did you mean 'seed'"),
+        (gradual(sparsity=90), "02_pruning: gradual: sparsity: 90.0 must lie in"),
+        (gradual(sparsity=-0.1), "sparsity: -0.1 must lie in"),
+        (gradual(sparsity=1.0), "sparsity: 1.0 must lie in"),
+        (gradual(sparsity=float("nan")), "sparsity: nan must lie in"),
+        (gradual(sparsity="0.9"), "sparsity: '0.9' must lie in"),
+        (gradual(sparsity=True), "sparsity: True must lie in"),
+        (gradual(sparsity={"from": 0}), "sparsity: {'from': 0} must lie in"),
+        (gradual(sparsity=None), "sparsity: None must lie in"),
+        (gradual(sparsty=0.5), "gradual: 'sparsty' is no parameter of this notebook; did you mean 'sparsity'"),
+        (gradual(alpha=0.5), "gradual: 'alpha' is no parameter of this notebook"),
+        (gradual(seed=-1), "seed: -1 must be a whole number"),
+        (gradual(seed=1.5), "seed: 1.5 must be a whole number"),
+        (gradual(seed=[0, "1"]), "seed: '1' must be a whole number"),
+        (gradual(seed=[[0]]), r"seed: \[0\] must be a whole number"),
+        (gradual(lr=float("inf")), "lr: inf must lie between 0 and 1"),
+        (gradual(steps=-5), "steps: -5 must be a whole number"),
+        (gradual(scope="3:2"), "scope: '3:2' must be global"),
+        (gradual(criterion="size"), "criterion: 'size' must be magnitude"),
+        (gradual(decay="sudden"), "decay: 'sudden' must be cosine or linear"),
+        (gradual(recipe="a/b"), "recipe: 'a/b' must be letters"),
+        (gradual(recipe=".."), "recipe: '..' must be letters"),
+        (gradual(recipe="a b"), "recipe: 'a b' must be letters"),
+        (gradual(recipe="$(ls)"), r"recipe: '\$\(ls\)' must be letters"),
+        (gradual(recipe="dünn"), "recipe: 'dünn' must be letters"),
+        (gradual(recipe=""), "recipe: '' must be letters"),
+        (gradual(study="../../elsewhere"), "study: '../../elsewhere' must be letters"),
+    ],
+)  # fmt: skip
+def test_a_study_that_cannot_be(monkeypatch, change, message):
+    read = studies._read
+    content = {"study": "mine", "notebooks": DENSE} | change
+    monkeypatch.setattr(
+        studies, "_read", lambda kind, *rest: content if kind == "study" else read(kind, *rest)
+    )
+    with pytest.raises(ParameterError, match=message) as told:
+        studies.plan("mine")
+    assert str(told.value).startswith("studies/mine.yaml: ")
+
+
+def test_all_mistakes_are_told_at_once(monkeypatch):
+    read = studies._read
+    content = {"study": "mine"} | gradual(sparsity=[90, 0.5, 2], lr=[0.001, 5])
+    monkeypatch.setattr(
+        studies, "_read", lambda kind, *rest: content if kind == "study" else read(kind, *rest)
+    )
+    with pytest.raises(ParameterError) as told:
+        studies.plan("mine")
+    lines = str(told.value).splitlines()
+    assert len(lines) == len(set(lines)) == 3  # 90, 2, and a learning rate of 5
+    assert all(line.startswith("studies/mine.yaml: 02_pruning: gradual: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "name", ["no-such", "../pydocs", "pydocs.yaml", "", "a b", "$(ls)", "/etc/passwd"]
+)
+def test_a_study_that_does_not_exist(name):
+    with pytest.raises(
+        ParameterError,
+        match=f"study: '{name}'".replace("$", r"\$").replace("(", r"\(").replace(")", r"\)"),
+    ):
+        studies.plan(name)
+
+
+def test_a_thousand_runs_are_planned_in_seconds(monkeypatch):
+    read = studies._read
+    content = {"study": "mine"} | gradual(seed=list(range(50)), lr=[k / 1000 for k in range(1, 21)])
+    content["notebooks"] = {"01_baselines": {"dense": {"seed": list(range(50))}}} | {
+        "02_pruning": content["notebooks"]["02_pruning"]
+    }
+    monkeypatch.setattr(
+        studies, "_read", lambda kind, *rest: content if kind == "study" else read(kind, *rest)
+    )
+    begin = time.perf_counter()
+    assert len(studies.plan("mine")) == 1050
+    assert time.perf_counter() - begin < 10
+
+
+def test_every_study_of_the_project_reads():
+    for path in (ROOT / "studies").rglob("*.yaml"):
+        assert strict_yaml.read(path, "study")
