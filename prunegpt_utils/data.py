@@ -100,7 +100,8 @@ def load_text(name, cache):
     """Text by name.
 
     Args:
-        name: `pydocs`; or the path of a .txt, .jsonl or .parquet file, or of a folder of them; or
+        name: `pydocs`; or `pydocs-small`, every tenth document of each of its splits, to try
+            things out; or the path of a .txt, .jsonl or .parquet file, or of a folder of them; or
             a data set of the hub, with its configuration behind a colon, such as
             `Salesforce/wikitext:wikitext-2-raw-v1`. Splits are those of the data set, or of
             files whose names start with train, valid and test; else documents are split by a
@@ -115,8 +116,10 @@ def load_text(name, cache):
             without text.
     """
     path, revision = Path(name).expanduser(), None
-    if name == "pydocs":
+    if name in ("pydocs", "pydocs-small"):
         splits = split_documents(cached(pydocs, Path(cache, f"pydocs-{_interpreter()}.json")))
+        share = 10 if name == "pydocs-small" else 1
+        splits = {split: documents[::share] for split, documents in splits.items()}
     elif _HUB_NAME.fullmatch(name) and not path.exists():
         splits, revision = _read_hub(name, cache)
     else:

@@ -21,6 +21,11 @@ def test_split_is_stable_and_complete():
         assert len(documents) == len(set(documents))
 
 
+def test_the_small_text_is_a_tenth_of_each_split(tmp_path):
+    whole, small = (data.load_text(name, tmp_path).splits for name in ("pydocs", "pydocs-small"))
+    assert all(small[split] == whole[split][::10] != [] for split in data.SPLITS)
+
+
 def test_pydocs_splits_share_no_document(tmp_path):
     corpus = data.load_text("pydocs", tmp_path)
     sets = [set(corpus.splits[split]) for split in data.SPLITS]

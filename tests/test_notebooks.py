@@ -165,7 +165,8 @@ def test_two_runs_at_one_seed_give_the_same_record(smoke, tmp_path):
 
 def test_a_notebook_alone_makes_what_it_needs(tmp_path):
     """Notebook 02 in an empty folder and from another working directory."""
-    parameters = {"study": "smoke", "steps": 2, "batch": 2, "block": 64, "sparsity": 0.3}
+    parameters = {"study": "smoke", "data": "pydocs-small", "steps": 2, "batch": 2, "block": 64}
+    parameters |= {"sparsity": 0.3}
     done = papermill("02_pruning", tmp_path, parameters)
     assert done.returncode == 0, done.stderr
     names = {path.stem for path in (tmp_path / "smoke" / "records").glob("*.json")}
