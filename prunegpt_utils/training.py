@@ -13,9 +13,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from prunegpt_utils import sharding
 from prunegpt_utils.criteria import calibrate, known_gradients
 from prunegpt_utils.distillation import lesson, mean_loss, state_loss
 from prunegpt_utils.evaluation import slide, token_nll
@@ -170,14 +172,14 @@ def train(
     _keep_freed_memory()
     if not (folder / "training.json").exists():
         together.wait_for_everyone()
-        run = _Run(model, folder, plan, arguments, together)
+        run = _Run(model, folder, plan, arguments, together, teacher)
         run.batches = calibration_batches(windows, plan)
         run.loss = lambda rows: batch_loss(model, rows, plan, teacher)
         run.resume()
         if compiled:
-            model.base_model.compile(dynamic=False)
+            run.live.base_model.compile(dynamic=False)
         said = _said(windows, plan, teacher, cache, together)
-        _loop(run, windows, validation, (teacher, said), save_every, label)
+        _loop(run, windows, validation, said, save_every, label)
         run.finish()
     together.wait_for_everyone()
     return _load_finished(model, folder)
@@ -200,11 +202,10 @@ def _said(windows, plan, teacher, cache, together):
         return lesson(teacher, windows, cache, plan.precision)
 
 
-def _loop(run, windows, validation, taught_by, save_every, label):
-    teacher, said = taught_by
+def _loop(run, windows, validation, said, save_every, label):
     plan, together, block = run.plan, run.together, windows.shape[1] - 1
     marks = {round(plan.steps * (k + 1) / plan.evaluations) for k in range(plan.evaluations)}
-    objective = together.prepare(_Objective(run.model, plan, teacher)).train()
+    objective = run.objective.train()
     share = slice(together.process_index, None, together.num_processes)
     quiet, live = not together.is_main_process, run.folder / "progress.txt"
     with bar(plan.steps, label, live, run.step, quiet) as progress:
@@ -218,7 +219,7 @@ def _loop(run, windows, validation, taught_by, save_every, label):
                 index = run.step * plan.accumulate + micro
                 rows = batch_rows(len(windows), plan.batch, index, plan.seed)[share]
                 last = micro == plan.accumulate - 1
-                with contextlib.nullcontext() if last else together.no_sync(objective):
+                with run.apart(last):
                     known = None if said is None else said[rows]
                     part = objective(windows[rows], known) / plan.accumulate
                     part.backward()
@@ -233,7 +234,7 @@ def _loop(run, windows, validation, taught_by, save_every, label):
             if run.step in marks:
                 run.evaluate(validation, block, loss)
             # 5. lose little if anything breaks
-            if run.step < plan.steps and time.monotonic() - run.saved_clock > save_every:
+            if run.step < plan.steps and run.due(save_every):
                 run.save()
 
 
@@ -389,9 +390,18 @@ def _load_weights(model, path):
 
 
 class _Run:
-    """What a training must not lose: step, weights, optimizer moments, masks, best, history."""
+    """What a training must not lose: step, weights, optimizer moments, masks, best, history.
 
-    def __init__(self, model, folder, plan, arguments, together):
+    `live` is the model that learns: `model` itself, or where the processes share one model between
+    them its sharded copy, from which `collect` fills `model` when it is to be looked at.
+    """
+
+    def __init__(self, model, folder, plan, arguments, together, teacher):
+        self.sharded = sharding.wanted() and together.num_processes > 1
+        self.live = sharding.sharded_copy(model) if self.sharded else model
+        objective = _Objective(self.live, plan, teacher)
+        join = sharding.shard_rest if self.sharded else together.prepare
+        self.objective = join(objective)
         self.model, self.folder, self.plan, self.arguments = model, folder, plan, arguments
         self.together = together
         self.step, self.saved_step, self.seconds, self.clock = 0, 0, 0.0, time.monotonic()
@@ -399,13 +409,19 @@ class _Run:
         self.sparsity, self.masks, self.aside, self.history = None, {}, {}, []
         self.best, self.best_nll, self.best_step = None, math.inf, None
         # A weight that decays while the threshold still rises would be pruned for that alone.
-        held = {id(weight) for weight in prunable(model).values()} if plan.pruning else set()
-        decays = [p for p in model.parameters() if p.ndim > 1 and id(p) not in held]
-        rest = [p for p in model.parameters() if p.ndim <= 1 or id(p) in held]
+        held = {id(weight) for weight in prunable(self.live).values()} if plan.pruning else set()
+        decays = [p for p in self.live.parameters() if p.ndim > 1 and id(p) not in held]
+        rest = [p for p in self.live.parameters() if p.ndim <= 1 or id(p) in held]
         groups = [{"params": decays, "weight_decay": plan.weight_decay}, {"params": rest}]
         self.optimizer = torch.optim.AdamW(
             groups, lr=plan.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True
         )
+
+    def apart(self, last):
+        """The context of a micro-batch: only in the last one do processes add up gradients."""
+        if last or self.sharded:
+            return contextlib.nullcontext()
+        return self.together.no_sync(self.objective)
 
     def roll_dice(self):
         """Seed dropout by step and process, so that a resumed run needs no generator's state."""
@@ -421,12 +437,25 @@ class _Run:
             self.aside = {}
         if wanted != self.sparsity or pruning.redraws(self.step, self.plan.steps):
             name, scope = pruning.criterion, pruning.scope
+            self.collect()
             facts = self.facts(name)
             self.bring_back()
-            whole = {key: w.detach().clone() for key, w in self.regrowing().items()}
-            self.masks = prune(self.model, name, wanted, scope, facts, self.batches)
-            self.aside = {key: w * ~self.masks[key] for key, w in whole.items()}
+            self.collect()
+            before = {key: w.detach().clone() for key, w in self.regrowing().items()}
+            masks = prune(self.model, name, wanted, scope, facts, self.batches)
+            self.hold(masks, {key: w * ~masks[key] for key, w in before.items()})
+            sharding.copy_weights(self.model, self.live)
             self.sparsity = wanted
+
+    def collect(self):
+        """Put together in `model` what the processes hold in parts."""
+        sharding.copy_weights(self.live, self.model)
+
+    def hold(self, masks, aside):
+        """Keep masks, and removed weights that may return, cut as the weights are."""
+        weights = prunable(self.live)
+        self.masks = {key: sharding.like(mask, weights[key]) for key, mask in masks.items()}
+        self.aside = {key: sharding.like(rest, weights[key]) for key, rest in aside.items()}
 
     def regrowing(self):
         """{name: weight} of the matrices whose removed weights may return."""
@@ -435,14 +464,14 @@ class _Run:
     @torch.no_grad()
     def bring_back(self):
         """Put the removed weights back into the model, where the optimizer can move them."""
-        weights = prunable(self.model)
+        weights = prunable(self.live)
         for name, values in self.aside.items():
             weights[name].add_(values)
 
     @torch.no_grad()
     def put_aside(self):
         """Take them out again; the model is as sparse as before."""
-        weights = prunable(self.model)
+        weights = prunable(self.live)
         for name in self.aside:
             self.aside[name] = weights[name] * ~self.masks[name]
 
@@ -450,13 +479,13 @@ class _Run:
         """What the criterion needs: for Fisher Adam's second moments, once there are any."""
         moments = self.optimizer.state
         if name == "fisher" and moments:
-            weights = prunable(self.model)
-            squares = {key: moments[w]["exp_avg_sq"] for key, w in weights.items()}
+            weights = prunable(self.live)
+            squares = {k: sharding.whole(moments[w]["exp_avg_sq"]) for k, w in weights.items()}
             return known_gradients(self.model, squares)
         return calibrate(self.model, name, self.batches, self.loss, self.plan.seed)
 
     def update(self, lr):
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
+        torch.nn.utils.clip_grad_norm_(self.live.parameters(), self.plan.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self.aside:
@@ -465,16 +494,17 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.put_aside()
-        apply_masks(self.model, self.masks)  # momentum moves pruned weights without gradient too
+        apply_masks(self.live, self.masks)  # momentum moves pruned weights without gradient too
         self.step += 1
 
     def decay_aside(self):
         """Add the pull towards zero of removed weights to their gradients."""
-        weights, factor = prunable(self.model), self.plan.pruning.decay(self.step, self.plan.steps)
+        weights, factor = prunable(self.live), self.plan.pruning.decay(self.step, self.plan.steps)
         for name, values in self.aside.items():
             weights[name].grad.add_(values, alpha=factor)
 
     def evaluate(self, validation, block, loss):
+        self.collect()
         with autocast(self.model, self.plan.precision):
             spans = slide(len(validation), block, block)
             nll = float(token_nll(self.model, validation, spans).double().mean())
@@ -497,16 +527,22 @@ class _Run:
         self.seconds, self.clock = self.seconds + now - self.clock, now
         return self.seconds
 
+    def due(self, save_every):
+        """Whether to save now; where all must take part, as the first process finds."""
+        late = [time.monotonic() - self.saved_clock > save_every]
+        return (broadcast_object_list(late) if self.sharded else late)[0]
+
     def save(self):
-        if not self.together.is_main_process:
-            return
+        self.collect()
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"mask.{k}": v for k, v in self.masks.items()}
         tensors |= {f"aside.{k}": v for k, v in self.aside.items()}
         tensors |= {f"best.{k}": v for k, v in (self.best or {}).items()}
         moments = self.optimizer.state_dict()["state"]
         tensors |= {f"moment.{i}.{k}": v for i, row in moments.items() for k, v in row.items()}
-        tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
+        tensors = {k: sharding.whole(v.detach()).clone().contiguous() for k, v in tensors.items()}
+        if not self.together.is_main_process:
+            return
         if not all(v.isfinite().all() for v in tensors.values()):
             return  # the next loss will say so; the last good checkpoint stays
         note = {
@@ -539,12 +575,16 @@ class _Run:
             return {k[start:]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
 
         self.model.load_state_dict(under("model"))
+        sharding.copy_weights(self.model, self.live)
         state = self.optimizer.state_dict()
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
         for key, value in under("moment").items():
             index, name = key.split(".", 1)
-            state["state"].setdefault(int(index), {})[name] = value
+            part = sharding.like(value, weights[int(index)])
+            state["state"].setdefault(int(index), {})[name] = part
         self.optimizer.load_state_dict(state)
-        self.masks, self.aside, self.best = under("mask"), under("aside"), under("best") or None
+        self.hold(under("mask"), under("aside"))
+        self.best = under("best") or None
         self.step, self.saved_step, self.seconds = note["step"], note["step"], note["seconds"]
         self.sparsity, self.history = note["sparsity"], note["history"]
         self.best_step, self.best_nll = note["best_step"], note["best_nll"] or math.inf
@@ -552,6 +592,7 @@ class _Run:
     def finish(self):
         """Put the best weights in place, write a stock checkpoint, then note that it is done."""
         self.prune()  # a run of no steps prunes here
+        self.collect()
         if not self.together.is_main_process:
             return
         if self.best:

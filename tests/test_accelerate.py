@@ -28,13 +28,28 @@ import torch
 from accelerate import PartialState, notebook_launcher
 
 sys.path.insert(0, sys.argv[2])
-from test_accelerate import PLAN, TEACHER, inputs, trained
+from prunegpt_utils import sharding, training
+from test_accelerate import PLAN, TEACHER, trained
 
 def main():
-    model, result = trained(Path(sys.argv[1], "checkpoints"), PLAN, TEACHER)
+    folder, update = Path(sys.argv[1], "checkpoints"), training._Run.update
+
+    def dies(self, lr):
+        assert self.sharded == sharding.wanted() == (self.live is not self.model)
+        if self.step == 7:
+            raise InterruptedError
+        update(self, lr)
+
+    training._Run.update = dies
+    try:
+        trained(folder, PLAN, TEACHER, save_every=0)
+    except InterruptedError:
+        training._Run.update = update
+    model, result = trained(folder, PLAN, TEACHER)
     weights = b"".join(w.detach().numpy().tobytes() for w in model.state_dict().values())
     rank = PartialState().process_index
-    Path(sys.argv[1], f"rank-{rank}").write_text(hashlib.sha256(weights).hexdigest())
+    note = f"{hashlib.sha256(weights).hexdigest()} sharded: {sharding.wanted()}"
+    Path(sys.argv[1], f"rank-{rank}").write_text(note)
 
 if sys.argv[3:] == ["notebook"]:
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -55,9 +70,9 @@ def inputs():
     return windows(ids[:800], 16), ids[800:]
 
 
-def trained(folder, plan, teacher=None, dropout=0.0):
+def trained(folder, plan, teacher=None, dropout=0.0, **options):
     model = tiny_gpt2(dropout=dropout)
-    result = train(model, *inputs(), folder, plan, teacher and tiny_gpt2(teacher))
+    result = train(model, *inputs(), folder, plan, teacher and tiny_gpt2(teacher), **options)
     return model, result
 
 
@@ -73,13 +88,20 @@ def alone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("launcher", ["accelerate launch", "notebook_launcher"])
+FULLY_SHARDED = ["--use_fsdp", "--fsdp_version", "2"]
+
+
+@pytest.mark.parametrize(
+    "launcher", ["accelerate launch", "accelerate launch --use_fsdp", "notebook_launcher"]
+)
 def test_two_processes_train_as_one(alone, tmp_path, launcher):
+    """Also if they are interrupted on the way; with `--use_fsdp` they share one model as well."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable]
-    if launcher == "accelerate launch":
-        command += LAUNCH
+    if launcher.startswith("accelerate launch"):
+        command += [arg for arg in LAUNCH if "fsdp" not in launcher or arg != "--multi_gpu"]
+        command += FULLY_SHARDED if "fsdp" in launcher else []
     command += [script, tmp_path, ROOT / "tests"]
     if launcher == "notebook_launcher":
         command.append("notebook")
@@ -94,6 +116,7 @@ def test_two_processes_train_as_one(alone, tmp_path, launcher):
         assert [row[key] for row in two] == pytest.approx([row[key] for row in one], abs=1e-5)
     ranks = [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)]
     assert ranks[0] == ranks[1]  # the same weights, hence the same masks
+    assert ranks[0].endswith(f"sharded: {'fsdp' in launcher}")
 
 
 def test_processes_must_share_a_batch_evenly(tmp_path, monkeypatch):
