@@ -149,7 +149,8 @@ def apply_masks(model, masks):
     """Set the pruned weights to zero, in place."""
     weights = prunable(model)
     for name, mask in masks.items():
-        weights[name].mul_(mask)
+        # as numbers, for products with bools are not vectorised
+        weights[name].mul_(mask.to(torch.uint8))
 
 
 def measure(model):

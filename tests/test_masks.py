@@ -43,6 +43,18 @@ def test_masks_nest_and_pruned_weights_stay_pruned(model):
     assert all((half[name] | ~more[name]).all() for name in half)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masking_is_the_product_to_the_last_bit(dtype):
+    model = tiny_gpt2().to(dtype)
+    dice = torch.Generator().manual_seed(0)
+    kept = {k: torch.rand(w.shape, generator=dice) > 0.9 for k, w in models.prunable(model).items()}
+    wanted = {k: w.detach() * kept[k] for k, w in models.prunable(model).items()}
+    masks.apply_masks(model, kept)
+    for name, weight in models.prunable(model).items():
+        bits = [tensor.detach().view(torch.uint8) for tensor in (weight, wanted[name])]
+        assert weight.dtype == dtype and torch.equal(*bits)
+
+
 def test_cubic_schedule_matches_its_formula():
     points = [masks.cubic_sparsity(p, 0.5, 0.9) for p in (-1, 0, 0.25, 0.5, 1, 2)]
     assert points[0] == points[1] == 0.5 and points[4] == points[5] == 0.9
