@@ -1,6 +1,5 @@
 """Which weights go: scores and a sparsity become masks {name: bool tensor}, True = keep."""
 
-import numpy as np
 import torch
 
 from prunegpt_utils.criteria import scores, sparsegpt
@@ -56,10 +55,8 @@ def make_masks(scored, sparsity, scope="global", axes=None):
     groups = [{name: s} for name, s in scored.items()] if scope == "uniform" else [scored]
     masks = {}
     for group in groups:
-        flat = torch.cat([tensor.flatten() for tensor in group.values()])
-        keep = ~_lowest(flat, round(sparsity * flat.numel()))
-        parts = keep.split([tensor.numel() for tensor in group.values()])
-        masks |= {name: part.view_as(group[name]) for name, part in zip(group, parts, strict=True)}
+        goal = round(sparsity * sum(tensor.numel() for tensor in group.values()))
+        masks |= {name: low.logical_not_() for name, low in _lowest(group, goal).items()}
     return masks
 
 
@@ -112,23 +109,35 @@ def _column_rule(sparsity, scope):
     def keep(scored, before):
         rows, columns = scored.shape  # rounded so that the matrix as a whole gets it exactly
         goal = round(sparsity * rows * (before + columns)) - round(sparsity * rows * before)
-        return ~_lowest(scored.flatten(), goal).view_as(scored)
+        return ~_lowest({"": scored}, goal)[""]
 
     return keep, 128
 
 
-def _lowest(flat, k):
-    """Bool tensor with exactly `k` True, at the lowest values; of equal ones the first go."""
+def _lowest(scored, k):
+    """{name: bool tensor} with exactly `k` True, at the lowest scores; of equal ones the first go.
+
+    One copy of the scores is all the memory it needs beside its outcome.
+    """
     if k == 0:
-        return torch.zeros_like(flat, dtype=torch.bool)
-    if flat.is_cuda:
-        threshold = flat.kthvalue(k).values
-    else:  # introselect: twice as fast as torch.kthvalue on two cores
-        threshold = torch.tensor(np.partition(flat.numpy(), k - 1)[k - 1])
-    low = flat < threshold
-    ties = (flat == threshold).nonzero().squeeze(1)
-    low[ties[: k - int(low.sum())]] = True
+        return {name: torch.zeros_like(t, dtype=torch.bool) for name, t in scored.items()}
+    threshold = _kth_lowest(scored.values(), k)
+    low = {name: tensor < threshold for name, tensor in scored.items()}
+    left = k - sum(int(mask.sum()) for mask in low.values())
+    for name, tensor in scored.items():
+        if left:
+            ties = (tensor == threshold).nonzero()[:left]
+            low[name][tuple(ties.T)] = True
+            left -= len(ties)
     return low
+
+
+def _kth_lowest(tensors, k):
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    if flat.is_cuda:
+        return flat.kthvalue(k).values
+    flat.numpy().partition(k - 1)  # introselect, in place: twice as fast as torch.kthvalue
+    return flat[k - 1].clone()
 
 
 def cubic_sparsity(progress, start, final):

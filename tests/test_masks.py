@@ -26,6 +26,24 @@ def test_ties_are_broken_to_the_exact_number():
     assert sum(int((~mask).sum()) for mask in kept.values()) == round(0.5 * 25)
 
 
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.97])
+def test_masks_are_those_of_a_full_sort(sparsity):
+    """Across matrices, ties and transposed scores, whose memory is in another order."""
+    dice = torch.Generator().manual_seed(0)
+    scored = {
+        name: torch.randint(0, 9, (8, n), generator=dice).float()
+        for name, n in (("a", 5), ("b", 70))
+    }
+    scored["c"] = scored["b"].clone().T
+    before = {name: tensor.clone() for name, tensor in scored.items()}
+    kept = masks.make_masks(scored, sparsity)
+    order = torch.cat([tensor.flatten() for tensor in scored.values()]).argsort(stable=True)
+    wanted = torch.ones(len(order), dtype=torch.bool)
+    wanted[order[: round(sparsity * len(order))]] = False
+    assert torch.equal(torch.cat([kept[name].flatten() for name in scored]), wanted)
+    assert all(torch.equal(scored[name], before[name]) for name in scored)
+
+
 def test_the_smallest_go_whatever_matrix_they_are_in():
     scored = {"a": torch.tensor([[1.0, 9.0], [8.0, 7.0]]), "b": torch.tensor([[2.0, 3.0]])}
     kept = masks.make_masks(scored, 0.5)
