@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from prunegpt_utils.models import blocks, input_axes, layers, prunable
+from prunegpt_utils.models import blocks, hidden_states, input_axes, layers, prunable
 
 CRITERIA = {}  # name -> Criterion
 
@@ -29,7 +29,7 @@ class Facts:
         axis: dimension of the inputs, 0 for Conv1D and 1 for Linear.
         dice: random generator.
         gradient, squared_gradient: means over calibration batches, in the shape of the weight.
-        inputs: E[x x^T] of the inputs x of the layer, shape (inputs, inputs).
+        inputs: E[x^2] of the inputs x of the layer, shape (inputs,).
     """
 
     axis: int
@@ -83,7 +83,7 @@ def wanda(weight, facts):
 
     The paper compares the weights of one output with one another: scope `per-row`.
     """
-    norm = facts.inputs.diagonal().sqrt()
+    norm = facts.inputs.sqrt()
     return weight.abs() * (norm[:, None] if facts.axis == 0 else norm)
 
 
@@ -122,11 +122,7 @@ def calibrate(model, name, batches, loss, seed=0):
     if needs == "gradients":
         _measure_gradients(model, facts, batches, loss)
     if needs == "inputs":
-        moments = _Moments(layers(model))
-        with torch.no_grad(), moments:
-            for rows in batches:
-                model(rows[:, :-1].to(model.device))
-        for key, mean in moments.means().items():
+        for key, mean in input_moments(model, batches, _squares).items():
             facts[key].inputs = mean
     return facts
 
@@ -160,11 +156,34 @@ def _measure_gradients(model, facts, batches, loss):
         facts[name].squared_gradient /= len(batches)
 
 
-class _Moments:
-    """Within `with`, sums x x^T over all inputs x that the layers get."""
+def _squares(x):
+    return x.square().sum(0)
 
-    def __init__(self, modules):
-        self.modules, self.sums, self.counts = modules, {}, {}
+
+def _products(x):
+    return x.T @ x
+
+
+@torch.no_grad()
+def input_moments(model, batches, moment=_products):
+    """{name: E[x x^T]} of the inputs x of each prunable layer, shape (inputs, inputs).
+
+    Args:
+        model: causal language model.
+        batches: list of int64 tensors of shape (batch, block + 1).
+        moment: function that sums something else over inputs of shape (tokens, inputs).
+    """
+    with _Moments(layers(model), moment) as moments:
+        for rows in batches:
+            hidden_states(model, rows[:, :-1].to(model.device))
+    return moments.means()
+
+
+class _Moments:
+    """Within `with`, sums a moment over all inputs x that the layers get."""
+
+    def __init__(self, modules, moment=_products):
+        self.modules, self.moment, self.sums, self.counts = modules, moment, {}, {}
 
     def __enter__(self):
         self.hooks = [
@@ -179,11 +198,11 @@ class _Moments:
 
     def _add(self, name, x):
         x = x.detach().flatten(0, -2).float()
-        self.sums[name] = self.sums.get(name, 0) + x.T @ x
+        self.sums[name] = self.sums.get(name, 0) + self.moment(x)
         self.counts[name] = self.counts.get(name, 0) + len(x)
 
     def means(self):
-        """{name: E[x x^T]}."""
+        """{name: mean over the inputs}, E[x x^T] by default."""
         return {name: total / self.counts[name] for name, total in self.sums.items()}
 
 

@@ -56,7 +56,7 @@ def test_each_criterion_by_hand(axis):
     facts = criteria.Facts(axis, torch.Generator())
     facts.gradient = turned([[1.0, -1.0], [0.5, 0.0]])
     facts.squared_gradient = turned([[4.0, 1.0], [0.25, 0.0]])
-    facts.inputs = torch.tensor([[9.0, 1.0], [1.0, 16.0]])  # norms 3 and 4
+    facts.inputs = torch.tensor([9.0, 16.0])  # norms 3 and 4
     weight = turned([[1.0, -2.0], [3.0, 4.0]])
     for name, wanted in {
         "magnitude": [[1.0, 2.0], [3.0, 4.0]],
@@ -73,10 +73,13 @@ def test_inputs_are_those_the_layers_get(ids, kind):
     name, layer = list(models.layers(model).items())[-1]
     seen = []
     layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, 1)))
-    moments = facts_of(model, ids, "wanda")[name].inputs
+    texts = training.calibration_batches(windows(ids, 16), PLAN, 3)
+    moments = criteria.input_moments(model, texts)[name]
     x = torch.cat(seen)
     torch.testing.assert_close(moments, x.T @ x / len(x))
     assert len(x) == 3 * PLAN.batch * 16
+    squares = facts_of(model, ids, "wanda")[name].inputs
+    torch.testing.assert_close(squares, moments.diagonal())
 
 
 @pytest.mark.parametrize("kind", MODELS)
