@@ -11,6 +11,8 @@ STAMP := $(VENV)/installed
 RUNS := $(if $(PRUNEGPT_RUNS),$(PRUNEGPT_RUNS),$(CURDIR)/runs)/$(STUDY)
 NOTEBOOKS := 01_baselines 02_pruning 03_distillation 04_size_and_speed 05_results \
 	06_criteria 07_methods 08_ablations 09_structured
+BENCHMARKS := training_step mask_cost teacher_cost global_threshold perplexity \
+	criteria_cost tokenising study_of_runs sparse_inference scaling
 SNAKEMAKE = $(BIN)/snakemake --snakefile studies/Snakefile --directory "$(RUNS)" \
 	--profile studies/profiles/$(PROFILE) --config study=$(STUDY) gpus=$(GPUS) \
 	$(if $(filter local,$(PROFILE)),--cores $(JOBS) $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))) \
@@ -19,7 +21,7 @@ SNAKEMAKE = $(BIN)/snakemake --snakefile studies/Snakefile --directory "$(RUNS)"
 export JUPYTER_PLATFORM_DIRS = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help study resume plan status check-results rerun report publish notebooks pretraining verify-gpt2 lab test test-system lint clean
+.PHONY: help study resume plan status check-results rerun report publish notebooks pretraining verify-gpt2 bench lab test test-system lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -69,6 +71,10 @@ pretraining: $(STAMP)  ## make the embedded base model again (about an hour of t
 
 verify-gpt2: $(STAMP)  ## measure the real GPT-2 against the values others report (needs its weights)
 	@$(BIN)/python benchmarks/verify_gpt2.py
+
+bench: $(STAMP)  ## measure the speed beside other tools, on an idle machine; rewrites the table of it
+	@for name in $(BENCHMARKS); do echo "$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@$(BIN)/python -m benchmarks.table
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks/01_baselines.ipynb

@@ -1,57 +1,44 @@
-"""Training speed side by side with `transformers.Trainer`: same model, text, order and optimizer.
+"""How fast is a training step, beside `transformers.Trainer` and the processor's limit?
 
-Both are timed by the same hook, from one forward pass to the next, in turns. Prints the median
-tokens a second of each, the ratio, and how far apart the losses of equal steps lie.
+Same model, text, order and optimizer, timed by the same hook, from one forward pass to the next.
 """
 
-import argparse
 import itertools
-import json
 import statistics
 import tempfile
 import time
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from benchmarks.side_by_side import (
+    SIZES,
+    gpt2,
+    in_turns,
+    matrices,
+    options,
+    products,
+    random_ids,
+    ratio,
+    row,
+    write,
+)
 from prunegpt_utils.models import device
 from prunegpt_utils.training import Plan, batch_rows, choose_precision, train
 
-SIZES = {  # name -> (layers, width, heads, vocabulary, tokens a window, windows a step)
-    "2M": (3, 192, 3, 2048, 128, 8),
-    "124M": (12, 768, 12, 50257, 256, 1),
-}
-
-
-def new_model(size, activation):
-    """GPT-2 with random weights, the same at each call; dropout off, so that losses compare."""
-    layers, width, heads, vocabulary, block, _ = SIZES[size]
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=vocabulary, n_positions=block + 1, n_embd=width, n_layer=layers, n_head=heads,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-        activation_function=activation,
-    )  # fmt: skip
-    if activation != "gelu_new" and device().type == "cpu":
-        config._attn_implementation = "eager"  # as `models.load_model` chooses
-    return GPT2LMHeadModel(config).to(device())
-
-
-def timed(model):
-    """List that gets the time of each forward pass as it begins."""
-    times = []
-    model.base_model.register_forward_pre_hook(lambda *_: times.append(time.perf_counter()))
-    return times
+# size -> (steps a turn, steps whose losses are compared, goals: Trainer, Trainer in bf16, peak)
+CASES = {"2M": (12, 20, ">= 1.3", ">= 1.15", ""), "124M": (3, 3, ">= 1.7", ">= 1.15", ">= 0.6")}
+TOLERANCE = 1e-3  # nats between the losses of equal steps, both in float32
 
 
 def ours(size, text, plan):
-    """(loss of each step, seconds of each step) of this project's loop."""
-    model = new_model(size, "gelu_pytorch_tanh")
-    times = timed(model)
+    """(loss of each evaluated step, seconds of each step) of this project's loop."""
+    model = gpt2(size)
+    times = _timed(model)
     with tempfile.TemporaryDirectory() as folder:
         result = train(model, text, text[0], folder, plan, label="ours")
     train_only = times[: plan.steps]  # evaluations come between, once a step when losses are asked
-    return [row["loss"] for row in result["history"]], _gaps(train_only)
+    return [line["loss"] for line in result["history"]], _gaps(train_only)
 
 
 def peer(size, text, plan, bf16=False):
@@ -61,12 +48,12 @@ def peer(size, text, plan, bf16=False):
         def _get_train_sampler(self, *_):
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
-    rows = [row for k in range(plan.steps) for row in batch_rows(len(text), plan.batch, k, 0)]
+    rows = [line for k in range(plan.steps) for line in batch_rows(len(text), plan.batch, k, 0)]
     labels = text.clone()
     labels[:, 0] = -100  # nothing predicts the first token, yet Trainer would divide by it
-    data = [{"input_ids": text[row], "labels": labels[row]} for row in rows]
-    model = new_model(size, "gelu_new")
-    times = timed(model)
+    data = [{"input_ids": text[line], "labels": labels[line]} for line in rows]
+    model = gpt2(size, "gelu_new")
+    times = _timed(model)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, max_steps=plan.steps, per_device_train_batch_size=plan.batch, bf16=bf16,
@@ -75,48 +62,75 @@ def peer(size, text, plan, bf16=False):
             disable_tqdm=True, use_cpu=device().type == "cpu", dataloader_pin_memory=False,
         )  # fmt: skip
         trainer = Fixed(model, arguments, train_dataset=data)
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row], _gaps(times)
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line], _gaps(times)
+
+
+def _timed(model):
+    """List that gets the time of each forward pass as it begins."""
+    times = []
+    model.base_model.register_forward_pre_hook(lambda *_: times.append(time.perf_counter()))
+    return times
 
 
 def _gaps(times):
     return [after - before for before, after in itertools.pairwise(times)]
 
 
-def main():
-    """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--size", choices=SIZES, default="124M")
-    parser.add_argument("--steps", type=int, default=6, help="steps a turn")
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--loss-steps", type=int, default=20, help="steps whose losses to compare")
-    chosen = parser.parse_args()
-    *_, vocabulary, block, batch = SIZES[chosen.size]
-    dice = torch.Generator().manual_seed(0)
-    text = torch.randint(0, vocabulary, (256, block + 1), generator=dice)
+def check(size, text, base, steps):
+    """Largest difference of the losses of equal steps.
+
+    Raises:
+        AssertionError: it is beyond the tolerance.
+    """
+    plan = Plan(steps, evaluations=steps, **base)
+    curves = [arm(size, text, plan)[0] for arm in (ours, peer)]
+    gap = max(abs(a - b) for a, b in zip(*curves, strict=True))
+    assert gap <= TOLERANCE, f"the losses differ by {gap}"
+    return gap
+
+
+def measure(size, case, turns):
+    """Rows of one size."""
+    steps, compared, goal, goal_bf16, goal_peak = case
+    *_, vocabulary, block, batch = SIZES[size]
+    text = random_ids(256, block + 1, vocabulary=vocabulary)
     text[:, 1::2] = text[:, :1]  # half of it can be learnt
     base = {"lr": 1e-4, "batch": batch, "warmup": 0.0, "decay": "linear"}
-    plan = Plan(chosen.steps, evaluations=1, precision=choose_precision(), **base)
+    plan = Plan(steps, evaluations=1, precision=choose_precision(), **base)
+    gap = check(size, text, base, compared)
+    seconds = {"ours": [], "Trainer, float32": [], "Trainer, bf16": [], "limit": []}
+    dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
+    limit, operations = products(matrices(size), batch * block, dtype)
+    for _ in range(turns):
+        for name in list(seconds)[:3]:
+            arm = ours if name == "ours" else peer
+            bf16 = {"bf16": True} if name == "Trainer, bf16" else {}
+            seconds[name] += arm(size, text, plan, **bf16)[1][1:]  # the first warms up
+        seconds["limit"] += in_turns({"limit": limit}, 1)["limit"]
+    what = f"step, {size}, {batch} x {block} tokens, {plan.precision}"
+    evidence = {
+        "seconds": seconds, "operations": operations, "largest_difference_of_losses": gap,
+        "bytes": 28 * sum(i * o for i, o in matrices(size)),  # Adam reads 4 numbers, writes 3
+        "tokens_per_second": batch * block / statistics.median(seconds["ours"]),
+    }  # fmt: skip
+    pace = "times as fast"
+    return [
+        row(what, "Trainer, float32", pace, ratio(seconds, "Trainer, float32", "ours"), goal,
+            **evidence),
+        row(what, "Trainer, bf16", pace, ratio(seconds, "Trainer, bf16", "ours"), goal_bf16),
+        row(what, "its matrix products alone", "of their speed", ratio(seconds, "limit", "ours"),
+            goal_peak),
+    ]  # fmt: skip
 
-    arms = {"ours": lambda p: ours(chosen.size, text, p)}
-    arms["Trainer, float32"] = lambda p: peer(chosen.size, text, p)
-    arms["Trainer, bf16"] = lambda p: peer(chosen.size, text, p, bf16=True)
-    seconds = {name: [] for name in arms}
-    for _ in range(chosen.turns):
-        for name, arm in arms.items():
-            seconds[name] += arm(plan)[1][1:]  # the first step warms up
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    long = Plan(chosen.loss_steps, evaluations=chosen.loss_steps, **base)
-    curves = {name: arms[name](long)[0] for name in ("ours", "Trainer, float32")}
-    gap = max(abs(a - b) for a, b in zip(*curves.values(), strict=True))
-    print(json.dumps({
-        "size": chosen.size, "device": str(device()), "precision": plan.precision,
-        "tokens per second": {k: round(batch * block / s) for k, s in medians.items()},
-        "ours / Trainer": {k: round(s / medians["ours"], 2) for k, s in medians.items()},
-        "largest difference of losses, both in float32": gap,
-    }, indent=1))  # fmt: skip
+
+def main(arguments=None):
+    """Measure, print and write."""
+    smoke, turns = options(__doc__, arguments)
+    cases = {"tiny": (3, 3, "", "", "")} if smoke else CASES
+    rows = [line for size, case in cases.items() for line in measure(size, case, turns)]
+    return write("training_step", "training step", rows, smoke)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,211 @@
+"""How long do Wanda and SparseGPT take?
+
+Beside the algorithms as the papers write them, on blocks of GPT-2 124M's shape: few blocks and
+little calibration text, and how the time grows with both.
+"""
+
+import copy
+
+import torch
+
+from benchmarks.side_by_side import (
+    SIZES,
+    gpt2,
+    in_turns,
+    options,
+    random_ids,
+    ratio,
+    row,
+    slope,
+    write,
+)
+from prunegpt_utils.criteria import calibrate
+from prunegpt_utils.masks import prune
+from prunegpt_utils.models import input_axes, layers, prunable
+
+SPARSITY, COLUMNS, DAMPING = 0.5, 128, 0.01
+AGREEMENT = 0.999  # share of the masks' entries; rounding may turn a near tie
+
+
+def wanda(model, batches):
+    """|w| ||x||, the lower half of each output's weights goes."""
+    prune(model, "wanda", SPARSITY, "per-row", calibrate(model, "wanda", batches, None))
+
+
+def sparsegpt(model, batches):
+    """Block by block, in columns of 128."""
+    prune(model, "sparsegpt", SPARSITY, "uniform", batches=batches)
+
+
+@torch.no_grad()
+def plain_wanda(model, batches):
+    """Algorithm 1 of Sun et al. 2024: norms of the inputs, a sort a row, a scatter."""
+    norms = dict.fromkeys(layers(model), 0.0)
+
+    def add(name, x):
+        norms[name] = norms[name] + x.flatten(0, -2).T.norm(dim=1) ** 2
+
+    _read(model, batches, add)
+    for name, layer in layers(model).items():
+        weight = layer.weight.T if input_axes(model)[name] == 0 else layer.weight
+        score = weight.abs() * norms[name].sqrt()
+        order = score.sort(dim=-1, stable=True)[1][:, : int(weight.shape[1] * SPARSITY)]
+        gone = torch.zeros_like(score, dtype=torch.bool).scatter(1, order, True)
+        weight.data[gone] = 0
+
+
+@torch.no_grad()
+def plain_sparsegpt(model, batches):
+    """Algorithm 1 of Frantar and Alistarh 2023, for a model of one block."""
+    hessians = dict.fromkeys(layers(model), 0.0)
+
+    def add(name, x):
+        x = x.flatten(0, -2).T
+        hessians[name] = hessians[name] + 2 * (x @ x.T)
+
+    _read(model, batches, add)
+    for name, layer in layers(model).items():
+        weight = layer.weight.T if input_axes(model)[name] == 0 else layer.weight
+        weight.data.copy_(_plain_mend(weight.clone(), hessians[name]))
+    _read(model, batches, lambda name, x: None)  # what the next block would see
+
+
+def _plain_mend(weight, hessian):
+    damp = DAMPING * hessian.diagonal().mean()
+    hessian.diagonal().add_(damp)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    inverse = torch.linalg.cholesky(inverse, upper=True)
+    for start in range(0, weight.shape[1], COLUMNS):
+        end = min(start + COLUMNS, weight.shape[1])
+        part, kept = weight[:, start:end].clone(), weight[:, start:end].clone()
+        errors, local = torch.zeros_like(part), inverse[start:end, start:end]
+        score = part**2 / local.diagonal() ** 2
+        threshold = score.flatten().sort()[0][int(score.numel() * SPARSITY) - 1]
+        mask = score <= threshold
+        for i in range(end - start):
+            w, d = part[:, i], local[i, i]
+            q = w.clone()
+            q[mask[:, i]] = 0
+            kept[:, i] = q
+            error = (w - q) / d
+            part[:, i:] -= error.unsqueeze(1).matmul(local[i, i:].unsqueeze(0))
+            errors[:, i] = error
+        weight[:, start:end] = kept
+        weight[:, end:] -= errors.matmul(inverse[start:end, end:])
+    return weight
+
+
+def _read(model, batches, add):
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: add(name, inputs[0]))
+        for name, layer in layers(model).items()
+    ]
+    for rows in batches:
+        model.base_model(rows[:, :-1])
+    for hook in hooks:
+        hook.remove()
+
+
+PAIRS = {"Wanda": (wanda, plain_wanda), "SparseGPT": (sparsegpt, plain_sparsegpt)}
+
+
+def check(model, batches):
+    """Share of mask entries in which ours and the plain algorithm agree.
+
+    Raises:
+        AssertionError: they agree too little, or do not cut half.
+    """
+    found = {}
+    for name, pair in PAIRS.items():
+        masks = []
+        for act in pair:
+            other = copy.deepcopy(model)
+            act(other, batches)
+            masks.append(torch.cat([(w != 0).flatten() for w in prunable(other).values()]))
+            assert abs(float(masks[-1].float().mean()) - SPARSITY) < 1e-3
+        found[name] = float((masks[0] == masks[1]).float().mean())
+        assert found[name] >= AGREEMENT, f"{name}: masks agree in {found[name]}"
+    return found
+
+
+def measure(size, windows, block, depths, turns, goals):
+    """Rows of all comparisons. `depths`: numbers of blocks to try; `windows`: of text, twice."""
+    vocabulary = SIZES[size][3] if size == "tiny" else 97
+
+    def model(depth):
+        return gpt2(size, vocab_size=vocabulary, n_layer=depth, n_positions=block)
+
+    def text(count):
+        return list(random_ids(count, 1, block + 1, vocabulary=vocabulary))
+
+    few, many = map(text, windows)
+    agreement, rows = check(model(1), few), []
+    fresh = {}
+
+    def before(_):
+        fresh["one"] = model(1)
+
+    for name, pair in PAIRS.items():
+        acts = {
+            key: (lambda act=act: act(fresh["one"], few))
+            for key, act in zip(("ours", "plain"), pair, strict=True)
+        }
+        seconds = in_turns(acts, turns, before=before)
+        operations, size_of = _work(model(1), len(few) * block, name)
+        rows.append(row(f"{name}, one block, {len(few) * block:,} tokens", "the paper's algorithm",
+            "times as fast", ratio(seconds, "plain", "ours"), goals and ">= 1", seconds=seconds,
+            agreement=agreement[name], operations=operations, bytes=size_of))  # fmt: skip
+    return rows + _growth(model, few, many, depths, block, turns, goals)
+
+
+def _work(model, tokens, name):
+    """(operations, bytes of the weights) of one block."""
+    shapes = [
+        (layer.weight.shape[a])
+        for layer, a in zip(layers(model).values(), input_axes(model).values(), strict=True)
+    ]
+    weights = sum(weight.numel() for weight in prunable(model).values())
+    looks = 2 * tokens * weights
+    if name == "Wanda":
+        return looks, 4 * weights
+    moments = 2 * tokens * sum(n * n for n in shapes)
+    mending = sum(w.numel() * n for w, n in zip(prunable(model).values(), shapes, strict=True))
+    return 2 * looks + moments + mending + 2 * sum(n**3 for n in shapes), 4 * weights
+
+
+def _growth(model, few, many, depths, block, turns, goals):
+    """How the time of SparseGPT grows with blocks and text, and what that makes of 124M."""
+    cases = {depth: (depth, few) for depth in depths} | {"many": (depths[0], many)}
+    fresh = {}
+
+    def before(key):
+        fresh["model"] = model(cases[key][0])
+
+    acts = {
+        key: (lambda text=text: sparsegpt(fresh["model"], text)) for key, (_, text) in cases.items()
+    }
+    seconds = in_turns(acts, turns, before=before, warm_up=0)
+    middle = {key: sorted(times)[len(times) // 2] for key, times in seconds.items()}
+    first = depths[0]
+    a_token = (middle["many"] - middle[first]) / (len(many) - len(few)) / block / first
+    a_block = middle[first] / first - a_token * len(few) * block
+    minutes = 12 * (a_block + a_token * 128 * 512) / 60
+    growth = slope(depths, [middle[depth] for depth in depths])
+    return [
+        row("SparseGPT, time against blocks", "", "slope", growth, goals and "<= 1.1",
+            seconds=seconds),
+        row("SparseGPT, 12 blocks, 128 x 512 tokens", "", "minutes, extrapolated", minutes,
+            goals and "<= 8", seconds_a_token_and_block=a_token, seconds_a_block=a_block),
+    ]  # fmt: skip
+
+
+def main(arguments=None):
+    """Measure, print and write."""
+    smoke, turns = options(__doc__, arguments)
+    case = ("tiny", (2, 4), 16, (1, 2)) if smoke else ("124M", (2, 8), 256, (1, 2, 3))
+    rows = measure(*case, turns, goals=not smoke)
+    return write("criteria_cost", "criteria on GPT-2's shape", rows, smoke)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What does it cost to hold a mask during training?
+
+The same step without a mask, with ours, and with `torch.nn.utils.prune`, which multiplies by the
+mask in every forward pass; the limit is one pass over the weights.
+"""
+
+import copy
+
+import torch
+from torch.nn.utils import prune as torch_prune
+
+from benchmarks.side_by_side import SIZES, gpt2, in_turns, options, random_ids, ratio, row, write
+from prunegpt_utils.masks import apply_masks, prune
+from prunegpt_utils.models import layers, prunable
+from prunegpt_utils.training import Plan, batch_loss, choose_precision
+
+TOLERANCE = 1e-3  # nats between the losses of the two ways to hold a mask
+
+
+def stepper(model, rows, plan, masks=None):
+    """A function that takes one training step and returns its loss."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, fused=True)
+
+    def step():
+        loss = batch_loss(model, rows, plan)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if masks:
+            apply_masks(model, masks)
+        return float(loss.detach())
+
+    return step
+
+
+def under_torch_prune(model, masks):
+    """A copy of the model whose layers multiply their weights by the masks."""
+    other = copy.deepcopy(model)
+    for name, layer in layers(other).items():
+        torch_prune.custom_from_mask(layer, "weight", masks[name])
+    return other
+
+
+def check(dense, masks, rows, plan):
+    """Ours and torch's way take the same steps, and the zeros hold.
+
+    Raises:
+        AssertionError: they do not.
+    """
+    model = copy.deepcopy(dense)
+    arms = stepper(model, rows, plan, masks), stepper(under_torch_prune(dense, masks), rows, plan)
+    gap = max(abs(a - b) for a, b in [[step() for step in arms] for _ in range(3)])
+    assert gap <= TOLERANCE, f"the losses differ by {gap}"
+    assert all((w[~masks[name]] == 0).all() for name, w in prunable(model).items())
+    return gap
+
+
+def measure(size, turns, goals):
+    """Rows of one size."""
+    *_, vocabulary, block, batch = SIZES[size]
+    plan = Plan(1, 1e-4, batch=batch, precision=choose_precision())
+    rows = random_ids(batch, block + 1, vocabulary=vocabulary)
+    dense = gpt2(size).train()
+    masks = prune(dense, "magnitude", 0.9, "global")
+    gap = check(dense, masks, rows, plan)
+    sparse, weights = copy.deepcopy(dense), list(prunable(dense).values())
+    numbers = [torch.ones_like(weight) for weight in weights]
+    acts = {
+        "without": stepper(dense, rows, plan),
+        "ours": stepper(sparse, rows, plan, masks),
+        "torch.nn.utils.prune": stepper(under_torch_prune(dense, masks), rows, plan),
+        "mask alone": lambda: apply_masks(sparse, masks),
+        "limit": lambda: torch._foreach_mul_([w.detach() for w in weights], numbers),
+    }
+    seconds = in_turns(acts, turns)
+    count = sum(weight.numel() for weight in weights)
+    what, above = f"step under a mask, {size}", "times the time"
+    return [
+        row(what, "no mask", above, ratio(seconds, "ours", "without"), goals and "<= 1.03",
+            seconds=seconds, operations=count, bytes=9 * count, largest_difference=gap),
+        row(what, "torch.nn.utils.prune", "times as fast",
+            ratio(seconds, "torch.nn.utils.prune", "ours"), goals and ">= 1"),
+        row(f"mask alone, {size}", "one pass over the weights", above,
+            ratio(seconds, "mask alone", "limit")),
+    ]  # fmt: skip
+
+
+def main(arguments=None):
+    """Measure, print and write."""
+    smoke, turns = options(__doc__, arguments)
+    sizes = ["tiny"] if smoke else ["2M", "124M"]
+    rows = [line for size in sizes for line in measure(size, turns, goals=not smoke)]
+    return write("mask_cost", "cost of holding a mask", rows, smoke)
+
+
+if __name__ == "__main__":
+    main()

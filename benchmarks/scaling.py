@@ -1,0 +1,79 @@
+"""How do time and memory grow?
+
+Slopes on log-log axes: 1 is linear. Time of a step against parameters and against tokens, time of
+a threshold against weights, memory of a step against the length of its windows.
+"""
+
+import statistics
+
+import torch
+
+from benchmarks.side_by_side import gpt2, in_turns, options, random_ids, row, slope, write
+from prunegpt_utils.efficiency import tracked_memory
+from prunegpt_utils.masks import make_masks
+from prunegpt_utils.models import count
+from prunegpt_utils.training import Plan, batch_loss, choose_precision
+
+# (blocks, width, heads, vocabulary): 0.4M to 124M parameters
+MODELS = [(2, 96, 2, 2048), (3, 192, 3, 2048), (4, 384, 6, 8192), (8, 512, 8, 32768),
+          (12, 768, 12, 50257)]  # fmt: skip
+SMOKE = [(1, 16, 2, 97), (2, 32, 2, 97)]
+
+
+def stepper(shape, batch, block):
+    """(parameters of a model, a training step of it)."""
+    blocks, width, heads, vocabulary = shape
+    changes = {"n_layer": blocks, "n_embd": width, "n_head": heads, "vocab_size": vocabulary}
+    model = gpt2("tiny", n_positions=block, **changes).train()
+    rows = random_ids(batch, block + 1, vocabulary=vocabulary)
+    plan = Plan(1, 1e-4, batch=batch, precision=choose_precision())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, fused=True)
+
+    def step():
+        batch_loss(model, rows, plan).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return count(model)["parameters"], step
+
+
+def growth(what, acts, turns, goal=""):
+    """Row of the slope of time over the numbers that `acts` are named by."""
+    seconds = in_turns(acts, turns)
+    middle = [statistics.median(times) for times in seconds.values()]
+    return row(what, "", "slope", slope(list(acts), middle), goal, seconds=seconds)
+
+
+def memory(config, lengths):
+    """Row of the slope of a step's memory, beyond that of the model, over the windows' length."""
+    plan = Plan(1, 1e-4, batch=1, precision="bf16")
+    found = {length: tracked_memory(config, plan, length) for length in lengths}
+    first, *_, last = lengths
+    a_token = (found[last] - found[first]) / (last - first)
+    grown = slope(lengths, found.values())
+    what = "memory of a step against window length"
+    return row(what, "", "slope", grown, "<= 1", bytes=found, bytes_a_token=a_token)
+
+
+def main(arguments=None):
+    """Measure, print and write."""
+    smoke, turns = options(__doc__, arguments)
+    shapes = SMOKE if smoke else MODELS
+    block, batches = (16, (1, 2)) if smoke else (128, (1, 2, 4, 8))
+    sizes = (1000, 4000) if smoke else (10**6, 4 * 10**6, 16 * 10**6, 85 * 10**6)
+    lengths = (8, 16) if smoke else (128, 256, 512, 1024)
+    by_size = dict(stepper(shape, 2, block) for shape in shapes)
+    rows = [growth("time of a step against parameters", by_size, turns)]
+    del by_size
+    by_tokens = {batch * block: stepper(shapes[1], batch, block)[1] for batch in batches}
+    rows.append(growth("time of a step against tokens", by_tokens, turns))
+    dice = torch.Generator().manual_seed(0)
+    scored = {n: {"w": torch.rand(n, generator=dice)} for n in sizes}
+    cuts = {n: (lambda tensors=tensors: make_masks(tensors, 0.9)) for n, tensors in scored.items()}
+    rows.append(growth("time of a threshold against weights", cuts, turns))
+    rows.append(memory(gpt2("tiny" if smoke else "124M", n_positions=lengths[-1]).config, lengths))
+    return write("scaling", "how it grows", rows, smoke)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""What the benchmarks share: times taken in turns, the limit, models, one JSON record a question.
+
+Each benchmark answers one question: `python -m benchmarks.<name>`. It times ours, what people
+would use instead and the limit on the same work in the same process, and its result is a ratio.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import operator
+import statistics
+import time
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from prunegpt_utils import records
+from prunegpt_utils.models import device
+
+SIZES = {  # name -> (layers, width, heads, vocabulary, tokens a window, windows a step)
+    "tiny": (2, 32, 2, 97, 16, 2),
+    "2M": (3, 192, 3, 2048, 128, 8),
+    "124M": (12, 768, 12, 50257, 256, 1),
+}
+
+
+def options(about, arguments):
+    """The command line that all benchmarks have in common.
+
+    Args:
+        about: docstring of the benchmark.  arguments: list of str, or None for the shell's.
+
+    Returns:
+        smoke: whether to prove only that it runs; turns: how often each act is timed.
+    """
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: proves that it runs")
+    parser.add_argument("--turns", type=int, default=5, help="how often each act is timed")
+    chosen = parser.parse_args(arguments)
+    if chosen.turns < 1:
+        parser.error(f"--turns: {chosen.turns} must be at least 1")
+    return chosen.smoke, 1 if chosen.smoke else chosen.turns
+
+
+def gpt2(size, activation="gelu_pytorch_tanh", **changes):
+    """A GPT-2 with random weights, the same at each call; no dropout, so that losses compare.
+
+    With `gelu_new` it is as transformers makes it, else as `models.load_model` would load it.
+
+    Args:
+        size: key of `SIZES`.  changes: of its configuration.
+    """
+    layers, width, heads, vocabulary, block, _ = SIZES[size]
+    ours = activation != "gelu_new" and device().type == "cpu"
+    settings = {
+        "vocab_size": vocabulary, "n_positions": block + 1, "n_embd": width, "n_layer": layers,
+        "n_head": heads, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+        "use_cache": False, "activation_function": activation, "bos_token_id": 0,
+        "eos_token_id": 0, "attn_implementation": "eager" if ours else "sdpa",
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(**settings | changes)).eval().to(device())
+
+
+def random_ids(*shape, vocabulary):
+    """Token ids, the same at each call."""
+    dice = torch.Generator().manual_seed(0)
+    return torch.randint(0, vocabulary, shape, generator=dice)
+
+
+def in_turns(acts, turns, warm_up=1, before=None):
+    """Seconds of several acts, one after the other and all over again, so that all fare alike.
+
+    Args:
+        acts: {name: function without arguments}.
+        turns: measurements of each.  warm_up: turns before those.
+        before: function of a name, called before its act and not timed.
+
+    Returns:
+        {name: list of seconds}.
+    """
+    seconds = {name: [] for name in acts}
+    for turn, (name, act) in itertools.product(range(warm_up + turns), acts.items()):
+        if before:
+            before(name)
+        _wait()
+        begin = time.perf_counter()
+        act()
+        _wait()
+        if turn >= warm_up:
+            seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def _wait():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def ratio(seconds, above, below):
+    """Median of one act's times over that of another's."""
+    return statistics.median(seconds[above]) / statistics.median(seconds[below])
+
+
+def matrices(size):
+    """[(inputs, outputs)] of the matrix products of a GPT-2: four a block, and the head."""
+    layers, width, _, vocabulary, *_ = SIZES[size]
+    block = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+    return [*block * layers, (width, vocabulary)]
+
+
+def products(shapes, tokens, dtype, backward=True):
+    """The limit: an act that multiplies matrices of these shapes, and does nothing else.
+
+    Args:
+        shapes: of `matrices`.  tokens: rows they are multiplied with.
+        dtype: of both.  backward: also the two products that give the gradients.
+
+    Returns:
+        (function without arguments, floating-point operations it takes).
+    """
+    weights = [torch.randn(shape, device=device()).to(dtype) for shape in shapes]
+    rows = {i: torch.randn(tokens, i, device=device()).to(dtype) for i, _ in shapes}
+
+    def act():
+        for weight in weights:
+            x = rows[len(weight)]
+            y = x @ weight
+            if backward:
+                torch.mm(y, weight.T)
+                torch.mm(x.T, y)
+
+    passes = 3 if backward else 1
+    return act, 2 * passes * tokens * sum(map(math.prod, shapes))
+
+
+def slope(xs, ys):
+    """Exponent b of y = a x^b, by least squares on the logarithms."""
+    return statistics.linear_regression([*map(math.log, xs)], [*map(math.log, ys)]).slope
+
+
+_COMPARE = {">=": operator.ge, "<=": operator.le}
+
+
+def row(case, against, measure, value, goal="", **evidence):
+    """One line of the table, with what stands behind it.
+
+    Args:
+        case: what was done.  against: what it is compared with.
+        measure: what the value means, such as `times as fast`.  value: float.
+        goal: such as `>= 1.3`, or nothing.
+        evidence: seconds, operations, bytes, ...
+
+    Returns:
+        dict: the same, and whether the goal is met.
+    """
+    found = {"case": case, "against": against, "measure": measure, "value": value, "goal": goal}
+    if goal:
+        sign, limit = goal.split()
+        found["met"] = _COMPARE[sign](value, float(limit))
+    return found | evidence
+
+
+def write(name, question, rows, smoke=False):
+    """Write the record of a benchmark below the runs folder, and print its results.
+
+    Args:
+        name: of the benchmark.  question: what it answers.  rows: of `row`.
+        smoke: whether its numbers mean nothing; such a record goes to a folder of its own.
+
+    Returns:
+        Path of the record.
+    """
+    folder = records.study_folder("benchmarks-smoke" if smoke else "benchmarks")
+    path = folder / f"{name}-{device().type}.json"
+    content = {"benchmark": name, "question": question, "rows": rows}
+    content = json.loads(json.dumps(content))  # numbers that name things become text
+    records.put(path, content | {"environment": records.environment()})
+    for found in rows:
+        goal = f"   (goal {found['goal']})" if found["goal"] else ""
+        case = f"{found['case']}, against {found['against']}" if found["against"] else found["case"]
+        print(f"  {case}: {found['value']:.3g} {found['measure']}{goal}", flush=True)
+    return path

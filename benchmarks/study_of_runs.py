@@ -1,0 +1,79 @@
+"""What does a study take beside its training?
+
+The time to plan 10 to 1,000 runs, and of the studies whose records are published here, the seconds
+of all notebooks over those of their trainings.
+"""
+
+import statistics
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from benchmarks.side_by_side import in_turns, options, row, slope, write
+from prunegpt_utils import records, studies
+
+
+def planner(root, runs):
+    """A study of so many runs, written below `root`, and the act that plans it."""
+    seeds = list(range(runs // 5))
+    notebooks = {
+        "01_baselines": {"dense": {"seed": seeds}, "control": {"seed": seeds}},
+        "02_pruning": {"gradual": {"seed": seeds, "sparsity": [0.5, 0.8, 0.9]}},
+    }
+    content = {"study": f"of-{runs}", "notebooks": notebooks}
+    path = Path(root, "studies", f"of-{runs}.yaml")
+    path.write_text(yaml.safe_dump(content), "utf-8")
+
+    def act():
+        planned = studies.plan(path.stem)
+        assert len(planned) == runs, f"{len(planned)} runs, not {runs}"
+
+    return act
+
+
+def planning(sizes, turns):
+    """{runs: seconds of each turn}."""
+    before = records.ROOT
+    with tempfile.TemporaryDirectory() as root:
+        Path(root, "studies").mkdir()
+        for folder in ("notebooks", "studies/recipes"):
+            Path(root, folder).symlink_to(before / folder)
+        records.ROOT = Path(root)
+        try:
+            return in_turns({n: planner(root, n) for n in sizes}, turns)
+        finally:
+            records.ROOT = before
+
+
+def overhead(study):
+    """(seconds of all notebooks, seconds of their trainings) of the published records."""
+    found = [records.read(path) for path in sorted((records.ROOT / "results" / study).glob("*"))]
+    trained = [record for record in found if record["training"]["tokens"]]
+    return (
+        sum(record["seconds"] for record in found),
+        sum(record["training"]["seconds"] for record in trained),
+    )
+
+
+def main(arguments=None):
+    """Measure, print and write."""
+    smoke, turns = options(__doc__, arguments)
+    sizes = (10, 20) if smoke else (10, 30, 100, 300, 1000)
+    seconds = planning(sizes, turns)
+    middle = [statistics.median(seconds[n]) for n in sizes]
+    rows = [
+        row(f"plan {sizes[-1]:,} runs", "", "seconds", middle[-1], seconds=seconds),
+        row("time to plan against runs", "", "slope", slope(sizes, middle), "<= 1.1"),
+    ]
+    for folder in sorted((records.ROOT / "results").iterdir()):
+        whole, training = overhead(folder.name)
+        if training:
+            rows.append(row(f"study {folder.name}, notebooks", "their training alone",
+                "times the time", whole / training, "<= 1.15",
+                seconds={"notebooks": whole, "training": training}))  # fmt: skip
+    return write("study_of_runs", "a study of many runs", rows, smoke)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Every benchmark runs, writes its record, and refuses a fast path that is not the plain one."""
+
+import importlib
+import json
+import re
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from benchmarks import global_threshold, mask_cost, perplexity, side_by_side, table
+from prunegpt_utils import records
+from prunegpt_utils.parameters import ParameterError
+
+
+def record_of(name):
+    path = importlib.import_module(f"benchmarks.{name}").main(["--smoke"])
+    return path, json.loads(path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("name", table.ORDER)
+def test_each_benchmark_runs_and_says_on_what(name, runs_folder):
+    path, record = record_of(name)
+    assert path.parent == runs_folder.resolve() / "benchmarks-smoke"
+    assert record["rows"] and record["checksum"] == records.checksum(record)
+    for row in record["rows"]:
+        assert float(row["value"]) == row["value"], row
+        assert {"case", "against", "measure", "goal"} <= set(row)
+    assert {"device", "threads", "torch", "commit", "dirty"} <= set(record["environment"])
+    assert any("seconds" in row for row in record["rows"])
+
+
+def test_every_script_is_in_the_table():
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert scripts - {"side_by_side", "table", "verify_gpt2"} == set(table.ORDER)
+    recipe = re.search(r"^BENCHMARKS :=((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(), re.M)[1]
+    assert recipe.replace("\\", "").split() == list(table.ORDER)
+
+
+@pytest.mark.parametrize("name", [*table.ORDER, "table"])
+def test_help_names_the_question(name, capsys):
+    module = importlib.import_module(f"benchmarks.{name}")
+    with pytest.raises(SystemExit) as end:
+        module.main(["--help"])
+    assert end.value.code == 0 and module.__doc__.splitlines()[0] in capsys.readouterr().out
+
+
+def test_turns_alternate_and_do_not_count_the_warm_up():
+    done = []
+    acts = {name: (lambda name=name: done.append(name)) for name in "ab"}
+    seconds = side_by_side.in_turns(acts, 3, warm_up=1)
+    assert done == ["a", "b"] * 4 and [len(times) for times in seconds.values()] == [3, 3]
+
+
+def test_the_slope_of_a_power_is_its_exponent():
+    xs = [1, 10, 50]
+    assert side_by_side.slope(xs, [3 * x**1.5 for x in xs]) == pytest.approx(1.5)
+
+
+def test_operations_of_the_limit_are_counted():
+    _, operations = side_by_side.products([(3, 5), (5, 2)], 7, torch.float32)
+    assert operations == 6 * 7 * (3 * 5 + 5 * 2)
+
+
+@pytest.mark.parametrize(("goal", "met"), [(">= 2", True), ("<= 2", False), ("<= 3", True)])
+def test_a_goal_is_met_or_missed(goal, met):
+    assert side_by_side.row("a", "b", "times as fast", 2.5, goal)["met"] is met
+
+
+def test_a_wrong_perplexity_stops_the_benchmark(monkeypatch):
+    right = perplexity.token_nll
+    monkeypatch.setattr(perplexity, "token_nll", lambda *rest: right(*rest) * 1.01)
+    with pytest.raises(AssertionError, match="the guide's loop"):
+        perplexity.main(["--smoke"])
+
+
+def test_a_mask_that_does_not_hold_stops_the_benchmark(monkeypatch):
+    monkeypatch.setattr(mask_cost, "apply_masks", lambda *_: None)
+    with pytest.raises(AssertionError):
+        mask_cost.main(["--smoke"])
+
+
+def test_an_inexact_count_stops_the_benchmark(monkeypatch):
+    right = global_threshold.prune
+    monkeypatch.setattr(
+        global_threshold, "prune", lambda model, name, _, scope: right(model, name, 0.8, scope)
+    )
+    with pytest.raises(AssertionError):
+        global_threshold.main(["--smoke"])
+
+
+def test_the_peak_memory_of_an_act_is_seen():
+    def act():
+        return torch.ones(16_000_000).sum()
+
+    assert 0.9 < global_threshold.peak_memory(act) / 64e6 < 1.5
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A README with markers, and a record as `make bench` leaves it."""
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- bench -->\nan earlier table\n<!-- end bench -->\nafter\n")
+    monkeypatch.setattr(
+        records, "environment",
+        lambda: {"dirty": False, "device": "cpu x", "threads": 2, "torch": "1", "transformers": "2",
+                 "commit": "0123456789"},
+    )  # fmt: skip
+    row = side_by_side.row("step, 2M", "Trainer", "times as fast", 1.2345, ">= 1.3")
+    side_by_side.write("training_step", "training step", [row])
+    return readme
+
+
+def test_the_table_comes_from_the_records(project, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["table"])
+    table.main()
+    text = project.read_text()
+    link = "[step, 2M](benchmarks/results/training_step-cpu.json)"
+    assert f"| {link} | Trainer | 1.23 times as fast | at least 1.3 | missed |" in text
+    assert (
+        "| training step, H200 | | not run | | |" in text and "| mask cost, CPU | | not run" in text
+    )
+    assert "Run on cpu x, 2 threads, torch 1, transformers 2, at 0123456." in text
+    assert text.startswith("before\n<!-- bench -->\n|") and text.endswith(
+        "<!-- end bench -->\nafter\n"
+    )
+    assert "an earlier table" not in text
+    table.main()
+    assert project.read_text() == text
+    assert [path.name for path in table.published().iterdir()] == ["training_step-cpu.json"]
+
+
+def test_a_readme_without_markers_is_left_alone(project):
+    project.write_text("nothing here\n")
+    with pytest.raises(ParameterError, match=r"README.md: '<!-- bench -->' must be there"):
+        table.main([])
+    assert project.read_text() == "nothing here\n" and not table.published().exists()
+
+
+def test_records_of_uncommitted_files_are_not_published(project, monkeypatch):
+    where = records.environment() | {"dirty": True}
+    monkeypatch.setattr(records, "environment", lambda: where)
+    side_by_side.write("mask_cost", "cost", [])
+    with pytest.raises(ParameterError, match="mask_cost-cpu.* was made from a tree with changes"):
+        table.main([])
+    assert not table.published().exists()
