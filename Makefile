@@ -19,7 +19,7 @@ SNAKEMAKE = $(BIN)/snakemake --snakefile studies/Snakefile --directory "$(RUNS)"
 export JUPYTER_PLATFORM_DIRS = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help study resume plan status check-results rerun report publish notebooks pretraining verify-gpt2 lab test test-system lint clean
+.PHONY: help study resume plan status check-results rerun export report publish notebooks pretraining verify-gpt2 lab test test-system lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -47,6 +47,9 @@ check-results: $(STAMP)  ## read all records of a study again and name what is w
 
 rerun: $(STAMP)  ## make one recorded run again and compare: RUN=pydocs/dense-seed0
 	@$(BIN)/python -m prunegpt_utils rerun "$(RUN)"
+
+export: $(STAMP)  ## a run's model with a card, for plain transformers: RUN=pydocs/dense-seed0 [OUT=folder]
+	@$(BIN)/python -m prunegpt_utils export "$(RUN)" $(if $(OUT),"$(OUT)")
 
 report: $(STAMP)  ## write the HTML report of a study anew
 	@$(BIN)/python -m prunegpt_utils report $(STUDY)

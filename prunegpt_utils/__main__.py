@@ -101,14 +101,19 @@ def check_results(study):
         sys.exit(1)
 
 
+def study_and_run(name):
+    """The two parts of `pydocs/dense-seed0`."""
+    study, _, run = name.partition("/")
+    if not run:
+        raise ParameterError("RUN", name, "must be a study and a run, such as pydocs/dense-seed0")
+    return study, run
+
+
 def rerun(name):
     """Make a recorded run once more and compare."""
     from prunegpt_utils.audit import rerun as again
 
-    study, _, run = name.partition("/")
-    if not run:
-        raise ParameterError("RUN", name, "must be a study and a run, such as pydocs/dense-seed0")
-    old, new = again(study, run)
+    old, new = again(*study_and_run(name))
     equal = True
     for split in ("validation", "test"):
         before, now = (float(record["metrics"][split]["nll"]) for record in (old, new))
@@ -120,6 +125,14 @@ def rerun(name):
     print(f"{name}: {'equal to the last bit' if equal else 'not equal'}")
     if not equal:
         sys.exit(1)
+
+
+def export(arguments):
+    """Write a run's model as a folder for plain transformers; the folder may be named."""
+    from prunegpt_utils.export import export as write
+
+    name, *out = arguments or [""]
+    print(write(*study_and_run(name), *out))
 
 
 def finish(study):
@@ -176,6 +189,7 @@ COMMANDS = {
     "status": (status, "study", "what is done, what runs, what failed"),
     "check-results": (check_results, "study", "read all records again and name what is wrong"),
     "rerun": (rerun, "run", "make a recorded run, as study/run, once more and compare"),
+    "export": (export, "arguments", "a run's model, as study/run, with a card; in a folder"),
     "failure": (failure, "log", "why a run failed"),
     "finish": (finish, "study", "print a study's table and where its figure and report are"),
     "report": (build, "study", "write the HTML report of a study"),
