@@ -2,13 +2,21 @@
 
 A criterion gets a weight matrix in float32 and the `Facts` about it, and returns scores in the
 shape of the matrix; the lowest go first. What facts it `needs` says which calibration it costs.
+
+A file of the reader's own, named by the environment variable PRUNEGPT_CRITERIA, adds to them: see
+docs/bring-your-own.md.
 """
 
+import hashlib
+import importlib.util
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from prunegpt_utils.models import blocks, input_axes, layers, prunable
+from prunegpt_utils.parameters import ParameterError
 
 CRITERIA = {}  # name -> Criterion
 
@@ -40,7 +48,17 @@ class Facts:
 
 
 def criterion(name, needs=""):
-    """Register a scoring function under `name`."""
+    """Register a scoring function under `name`.
+
+    Args:
+        name: what the parameter `criterion` calls it.
+        needs: "" if the weights alone tell; `gradients` or `inputs` for the `Facts` of that name.
+
+    Raises:
+        ParameterError: it needs something that is not measured.
+    """
+    if needs not in ("", "gradients", "inputs"):
+        raise ParameterError("needs", needs, "must be gradients, inputs or empty")
 
     def register(score):
         CRITERIA[name] = Criterion(score, needs)
@@ -98,10 +116,16 @@ def scores(model, name="magnitude", facts=None, seed=0):
 
     Returns:
         {name: float32 tensor in the shape of the weight}.
+
+    Raises:
+        ParameterError: the criterion does not score every weight.
     """
-    facts = facts or _blank(model, seed)
-    rule = CRITERIA[name].score
-    return {key: rule(w.detach().float(), facts[key]) for key, w in prunable(model).items()}
+    facts, found = facts or _blank(model, seed), {}
+    for key, weight in prunable(model).items():
+        found[key] = CRITERIA[name].score(weight.detach().float(), facts[key])
+        if found[key].shape != weight.shape or found[key].isnan().any():
+            raise ParameterError("criterion", name, f"must give each weight of {key} a score")
+    return found
 
 
 def calibrate(model, name, batches, loss, seed=0):
@@ -257,6 +281,29 @@ def mend(weight, inputs, keep, columns=128, damping=0.01):
 
 
 CRITERIA["sparsegpt"] = Criterion(None)  # no scores: it prunes as it goes
+
+
+def _own():
+    """Register what the file PRUNEGPT_CRITERIA holds; {its name: sha256}, for the records."""
+    name, known = os.environ.get("PRUNEGPT_CRITERIA"), dict(CRITERIA)
+    if not name:
+        return {}
+    path = Path(__file__).parent.parent / Path(name).expanduser()
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    except Exception as error:  # the reader's code may raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ParameterError("PRUNEGPT_CRITERIA", name, f"does not load: {reason}") from error
+    for taken in known:
+        if CRITERIA[taken] is not known[taken]:
+            allowed = f"registers {taken!r}, a name that is taken; choose another"
+            raise ParameterError("PRUNEGPT_CRITERIA", name, allowed)
+    return {path.name: digest}
+
+
+OWN = _own()
 
 
 class _ReachedError(Exception):

@@ -132,7 +132,8 @@ def criteria_curves(table):
         table: DataFrame with criterion, scope, sparsity, perplexity.
     """
     figure, axes = plt.subplots(figsize=(7.6, 4.8))
-    for criterion, (label, colour, marker) in CRITERIA.items():
+    for criterion in dict.fromkeys([*CRITERIA, *table.criterion]):
+        label, colour, marker = CRITERIA.get(criterion, (criterion, "#000000", "P"))
         mine = table[table.criterion == criterion]
         for scope, rows in mine.groupby("scope", sort=False):
             rows = rows.groupby("sparsity").perplexity.mean()

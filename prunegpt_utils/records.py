@@ -154,11 +154,13 @@ def environment():
     """What a reader needs to judge the numbers: code version, packages, device."""
     import torch
 
+    from prunegpt_utils.criteria import OWN
     from prunegpt_utils.models import processes
 
     cuda = torch.cuda.is_available()
     status = _git("status", "--porcelain")
     return {
+        **({"own_criteria": OWN} if OWN else {}),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": status is None or bool(status),
         "python": platform.python_version(),
