@@ -73,8 +73,8 @@ pretraining: $(STAMP)  ## make the embedded base model again (about an hour of t
 verify-gpt2: $(STAMP)  ## measure the real GPT-2 against the values others report (needs its weights)
 	@$(BIN)/python benchmarks/verify_gpt2.py
 
-lab: $(STAMP)  ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks/01_baselines.ipynb
+lab: $(STAMP)  ## open JupyterLab at this README, from which the notebooks are a click away
+	@$(BIN)/jupyter lab --LabApp.default_url='/lab/tree/README.md?factory=Markdown%20Preview'
 
 test: $(STAMP)  ## run the test suite
 	@$(BIN)/python -m pytest
