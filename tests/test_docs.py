@@ -11,7 +11,7 @@ from pydoc_data.topics import topics
 
 import pytest
 import yaml
-from conftest import ONE_THREAD, ROOT, tiny_gpt2
+from conftest import ONE_THREAD, ROOT
 
 from prunegpt_utils import criteria, models, records, tables
 from prunegpt_utils.parameters import ParameterError
@@ -19,9 +19,11 @@ from prunegpt_utils.parameters import ParameterError
 GUIDE = ROOT / "docs" / "bring-your-own.md"
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 SMALLER = {  # what the guide says -> what the tests run instead
-    "block: 64\n  seed: [0, 1, 2]": "block: 64\n  seed: [0]\n  batch: 2\n  steps: 2",
-    "sparsity: [0.5, 0.9]": "sparsity: [0.9]",
-    "-p block 64": "-p block 64 -p steps 2 -p batch 2",
+    "seed: [0, 1, 2]": "batch: 2",
+    "    dense:": "    dense: {steps: 2}",
+    "    control:": "    control: {steps: 2}",
+    "sparsity: [0.5, 0.9]": "steps: 2, sparsity: [0.9]",
+    "-p block 64": "-p block 64 -p steps 2 -p batch 2 -p start '' -p curve ''",
 }
 
 
@@ -46,8 +48,7 @@ def mine(tmp_path_factory):
     for split, chosen in {"train": names[:24], "valid": names[24:28], "test": names[28:32]}.items():
         text = "\n".join(topics[name] for name in chosen)
         (folder / "letters" / f"{split}.txt").write_text(text, "utf-8")
-    model = tiny_gpt2(vocabulary=2048, block=64)
-    models.save_model(model, models.load_tokenizer("pydocs-base"), folder / "my-model")
+    shutil.copytree(models.BASE, folder / "my-model")
     return folder
 
 
