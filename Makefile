@@ -82,12 +82,13 @@ test: $(STAMP)  ## run the test suite
 test-system: $(STAMP)  ## run the long tests: whole studies, other architectures
 	@$(BIN)/python -m pytest -m system
 
-lint: $(STAMP)  ## check the style of code and notebooks
+lint: $(STAMP)  ## check the style of code and notebooks, and the types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 clean:  ## remove the environment; runs/ stays, it holds your results
-	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

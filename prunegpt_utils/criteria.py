@@ -10,10 +10,12 @@ docs/bring-your-own.md.
 import hashlib
 import importlib.util
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from prunegpt_utils.models import blocks, input_axes, layers, prunable
 from prunegpt_utils.parameters import ParameterError
@@ -25,7 +27,7 @@ CRITERIA = {}  # name -> Criterion
 class Criterion:
     """A scoring function, and what it needs: nothing, `gradients` or `inputs`."""
 
-    score: callable
+    score: Callable
     needs: str = ""
 
 
@@ -47,7 +49,7 @@ class Facts:
     inputs: torch.Tensor | None = None
 
 
-def criterion(name, needs=""):
+def criterion(name: str, needs: str = "") -> Callable:
     """Register a scoring function under `name`.
 
     Args:
@@ -68,25 +70,25 @@ def criterion(name, needs=""):
 
 
 @criterion("magnitude")
-def magnitude(weight, facts):
+def magnitude(weight: torch.Tensor, facts: Facts) -> torch.Tensor:
     """|w| (Han et al. 2015, arXiv 1506.02626)."""
     return weight.abs()
 
 
 @criterion("random")
-def random(weight, facts):
+def random(weight: torch.Tensor, facts: Facts) -> torch.Tensor:
     """The control: what any criterion must beat."""
     return torch.rand(weight.shape, generator=facts.dice).to(weight.device)
 
 
 @criterion("first-order", needs="gradients")
-def first_order(weight, facts):
+def first_order(weight: torch.Tensor, facts: Facts) -> torch.Tensor:
     """|w E[g]|, the change of the loss to first order (Molchanov et al. 2017, arXiv 1611.06440)."""
     return (weight * facts.gradient).abs()
 
 
 @criterion("fisher", needs="gradients")
-def fisher(weight, facts):
+def fisher(weight: torch.Tensor, facts: Facts) -> torch.Tensor:
     """w^2 E[g^2], the rise of the loss to second order with g^2 in place of the curvature.
 
     LeCun et al. 1990; Theis et al. 2018, arXiv 1801.05787. As its square root, which ranks the
@@ -96,7 +98,7 @@ def fisher(weight, facts):
 
 
 @criterion("wanda", needs="inputs")
-def wanda(weight, facts):
+def wanda(weight: torch.Tensor, facts: Facts) -> torch.Tensor:
     """|w| ||x||, the weight times the norm of its input (Sun et al. 2024, arXiv 2306.11695).
 
     The paper compares the weights of one output with one another: scope `per-row`.
@@ -105,7 +107,10 @@ def wanda(weight, facts):
     return weight.abs() * (norm[:, None] if facts.axis == 0 else norm)
 
 
-def scores(model, name="magnitude", facts=None, seed=0):
+def scores(
+    model: PreTrainedModel, name: str = "magnitude", facts: dict[str, Facts] | None = None,
+    seed: int = 0,
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """Scores of every prunable weight.
 
     Args:
@@ -128,7 +133,10 @@ def scores(model, name="magnitude", facts=None, seed=0):
     return found
 
 
-def calibrate(model, name, batches, loss, seed=0):
+def calibrate(
+    model: PreTrainedModel, name: str, batches: Sequence[torch.Tensor], loss: Callable,
+    seed: int = 0,
+) -> dict[str, Facts]:  # fmt: skip
     """The facts that criterion `name` needs; the weights stay as they are.
 
     Args:
@@ -155,7 +163,9 @@ def calibrate(model, name, batches, loss, seed=0):
     return facts
 
 
-def known_gradients(model, squares, seed=0):
+def known_gradients(
+    model: PreTrainedModel, squares: dict[str, torch.Tensor], seed: int = 0
+) -> dict[str, Facts]:
     """Facts from mean squared gradients that are known already, such as Adam's second moments."""
     facts = _blank(model, seed)
     for name, square in squares.items():
@@ -212,7 +222,9 @@ class _Moments:
 
 
 @torch.no_grad()
-def sparsegpt(model, batches, keep, columns=128):
+def sparsegpt(
+    model: PreTrainedModel, batches: Sequence[torch.Tensor], keep: Callable, columns: int = 128
+) -> dict[str, torch.Tensor]:
     """Prune and mend layer by layer (Frantar and Alistarh 2023, arXiv 2301.00774).
 
     Each block sees the outputs of the blocks pruned before it. What a removed weight contributed is
@@ -247,7 +259,10 @@ def sparsegpt(model, batches, keep, columns=128):
     return masks
 
 
-def mend(weight, inputs, keep, columns=128, damping=0.01):
+def mend(
+    weight: torch.Tensor, inputs: torch.Tensor, keep: Callable, columns: int = 128,
+    damping: float = 0.01,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Prune one matrix column by column, and let later columns make up for it.
 
     Args:

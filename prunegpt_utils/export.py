@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from prunegpt_utils import parameters, records
 from prunegpt_utils.masks import measure
@@ -16,7 +16,7 @@ from prunegpt_utils.parameters import ParameterError
 TEMPLATE = Path(__file__).parent / "templates" / "model-card.md"
 
 
-def export(study, run, out=None):
+def export(study: str, run: str, out: str | None = None) -> Path:
     """Write the model of a run as a folder that plain transformers loads, with a model card.
 
     The folder is written beside its place and then renamed; an export of the same run that is
@@ -57,7 +57,7 @@ def export(study, run, out=None):
     return target
 
 
-def model_card(record, model):
+def model_card(record: dict, model: PreTrainedModel) -> ModelCard:
     """The card of an exported model, with the scores of its record as metadata.
 
     Args:
