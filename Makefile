@@ -21,7 +21,7 @@ SNAKEMAKE = $(BIN)/snakemake --snakefile studies/Snakefile --directory "$(RUNS)"
 export JUPYTER_PLATFORM_DIRS = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help study resume plan status check-results rerun report publish notebooks pretraining verify-gpt2 bench lab test test-system lint clean
+.PHONY: help study resume plan status check-results rerun export report publish notebooks pretraining verify-gpt2 bench lab test test-system lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,9 @@ check-results: $(STAMP)  ## read all records of a study again and name what is w
 rerun: $(STAMP)  ## make one recorded run again and compare: RUN=pydocs/dense-seed0
 	@$(BIN)/python -m prunegpt_utils rerun "$(RUN)"
 
+export: $(STAMP)  ## a run's model with a card, for plain transformers: RUN=pydocs/dense-seed0 [OUT=folder]
+	@$(BIN)/python -m prunegpt_utils export "$(RUN)" $(if $(OUT),"$(OUT)")
+
 report: $(STAMP)  ## write the HTML report of a study anew
 	@$(BIN)/python -m prunegpt_utils report $(STUDY)
 	@$(BIN)/python -m prunegpt_utils finish $(STUDY)
@@ -76,8 +79,8 @@ bench: $(STAMP)  ## measure the speed beside other tools, on an idle machine; re
 	@for name in $(BENCHMARKS); do echo "$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 	@$(BIN)/python -m benchmarks.table
 
-lab: $(STAMP)  ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks/01_baselines.ipynb
+lab: $(STAMP)  ## open JupyterLab at this README, from which the notebooks are a click away
+	@$(BIN)/jupyter lab --LabApp.default_url='/lab/tree/README.md?factory=Markdown%20Preview'
 
 test: $(STAMP)  ## run the test suite
 	@$(BIN)/python -m pytest
@@ -85,12 +88,13 @@ test: $(STAMP)  ## run the test suite
 test-system: $(STAMP)  ## run the long tests: whole studies, other architectures
 	@$(BIN)/python -m pytest -m system
 
-lint: $(STAMP)  ## check the style of code and notebooks
+lint: $(STAMP)  ## check the style of code and notebooks, and the types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 clean:  ## remove the environment; runs/ stays, it holds your results
-	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

@@ -8,7 +8,7 @@ from prunegpt_utils import records
 from prunegpt_utils.parameters import ParameterError
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     """Run one command; wrong input is one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m prunegpt_utils", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -24,7 +24,7 @@ def main(arguments=None):
         sys.exit(f"error: {error}")
 
 
-def check(study):
+def check(study: str) -> None:
     """Read the whole study file, so that a mistake in it shows before the first run."""
     from prunegpt_utils import studies
 
@@ -33,7 +33,7 @@ def check(study):
         print(f"  left out: {recipe}, which needs {need}")
 
 
-def line(record):
+def line(record: str) -> None:
     """One line about a finished run."""
     content = records.read(record)
     perplexity = float(content["metrics"]["validation"]["perplexity"])
@@ -44,7 +44,7 @@ def line(record):
     )  # fmt: skip
 
 
-def failure(log):
+def failure(log: str) -> None:
     """The last line of a run's log, and where the rest is."""
     from prunegpt_utils.forecast import last_line
 
@@ -52,7 +52,7 @@ def failure(log):
     print(f"          the whole story: {Path(log).resolve()} and the executed notebook beside it")
 
 
-def show_plan(study):
+def show_plan(study: str) -> None:
     """What a study still has to do, and how long that takes; nothing is run."""
     from prunegpt_utils import plots, studies
     from prunegpt_utils.forecast import forecast
@@ -74,7 +74,7 @@ def show_plan(study):
     print(f"graph   {plots.save(figure, records.study_folder(study) / 'figures', 'plan')}")
 
 
-def status(study):
+def status(study: str) -> None:
     """What is done, what runs and how far it is, and what failed and why."""
     from prunegpt_utils import forecast, studies
 
@@ -88,7 +88,7 @@ def status(study):
         print(f"  not done {name}: {reason}")
 
 
-def check_results(study):
+def check_results(study: str) -> None:
     """Read all records of a study again and name what is wrong with them."""
     from prunegpt_utils.audit import problems
 
@@ -101,14 +101,19 @@ def check_results(study):
         sys.exit(1)
 
 
-def rerun(name):
-    """Make a recorded run once more and compare."""
-    from prunegpt_utils.audit import rerun as again
-
+def study_and_run(name: str) -> tuple[str, str]:
+    """The two parts of `pydocs/dense-seed0`."""
     study, _, run = name.partition("/")
     if not run:
         raise ParameterError("RUN", name, "must be a study and a run, such as pydocs/dense-seed0")
-    old, new = again(study, run)
+    return study, run
+
+
+def rerun(name: str) -> None:
+    """Make a recorded run once more and compare."""
+    from prunegpt_utils.audit import rerun as again
+
+    old, new = again(*study_and_run(name))
     equal = True
     for split in ("validation", "test"):
         before, now = (float(record["metrics"][split]["nll"]) for record in (old, new))
@@ -122,7 +127,15 @@ def rerun(name):
         sys.exit(1)
 
 
-def finish(study):
+def export(arguments: list[str]) -> None:
+    """Write a run's model as a folder for plain transformers; the folder may be named."""
+    from prunegpt_utils.export import export as write
+
+    name, *out = arguments or [""]
+    print(write(*study_and_run(name), *out))
+
+
+def finish(study: str) -> None:
     """Print the table and where figure and report are."""
     from prunegpt_utils import studies, tables
 
@@ -133,14 +146,14 @@ def finish(study):
     print(f"report  {folder / 'report' / 'index.html'}")
 
 
-def build(study):
+def build(study: str) -> None:
     """Write the HTML report of a study."""
     from prunegpt_utils import report
 
     report.build(study)
 
 
-def publish(study):
+def publish(study: str) -> None:
     """Copy records and figures into the repository and rewrite the README's tables."""
     from prunegpt_utils import report
 
@@ -148,14 +161,14 @@ def publish(study):
         print(path)
 
 
-def tidy(notebook):
+def tidy(notebook: str) -> None:
     """Make an executed notebook fit for version control."""
     from prunegpt_utils import report
 
     report.tidy(notebook)
 
 
-def papermill(arguments):
+def papermill(arguments: list[str]) -> None:
     """Papermill in each process of `accelerate launch`; only the first keeps its notebook."""
     import os
     import tempfile
@@ -169,13 +182,14 @@ def papermill(arguments):
         run([source, f"{folder}/out.ipynb", *rest])
 
 
-COMMANDS = {
+COMMANDS: dict[str, tuple] = {
     "check": (check, "study", "read a study file and check all of it"),
     "line": (line, "record", "one line about a record"),
     "plan": (show_plan, "study", "what a study still has to do, and how long that takes"),
     "status": (status, "study", "what is done, what runs, what failed"),
     "check-results": (check_results, "study", "read all records again and name what is wrong"),
     "rerun": (rerun, "run", "make a recorded run, as study/run, once more and compare"),
+    "export": (export, "arguments", "a run's model, as study/run, with a card; in a folder"),
     "failure": (failure, "log", "why a run failed"),
     "finish": (finish, "study", "print a study's table and where its figure and report are"),
     "report": (build, "study", "write the HTML report of a study"),

@@ -3,6 +3,7 @@
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from prunegpt_utils import parameters, records, studies
@@ -15,7 +16,7 @@ FIELDS = {
 }  # fmt: skip
 
 
-def problems(study):
+def problems(study: str) -> Iterator[str]:
     """What is wrong with the records of a study, a line each.
 
     Looks at the outline, the numbers, the checksum, names and parameters, the sparsity of the
@@ -95,7 +96,7 @@ def _wrong_model(record, folder):
         yield f"says {said:.3f} % of zeros; its checkpoint has {100 * found:.3f} %"
 
 
-def rerun(study, run):
+def rerun(study: str, run: str) -> tuple[dict, dict]:
     """Make a recorded run once more, and all it stands on, in a folder that is thrown away.
 
     Args:

@@ -2,13 +2,23 @@
 
 A criterion gets a weight matrix in float32 and the `Facts` about it, and returns scores in the
 shape of the matrix; the lowest go first. What facts it `needs` says which calibration it costs.
+
+A file of the reader's own, named by the environment variable PRUNEGPT_CRITERIA, adds to them: see
+docs/bring-your-own.md.
 """
 
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from prunegpt_utils.models import blocks, hidden_states, input_axes, layers, prunable
+from prunegpt_utils.parameters import ParameterError
 
 CRITERIA = {}  # name -> Criterion
 
@@ -17,7 +27,7 @@ CRITERIA = {}  # name -> Criterion
 class Criterion:
     """A scoring function, and what it needs: nothing, `gradients` or `inputs`."""
 
-    score: callable
+    score: Callable
     needs: str = ""
 
 
@@ -39,8 +49,18 @@ class Facts:
     inputs: torch.Tensor | None = None
 
 
-def criterion(name, needs=""):
-    """Register a scoring function under `name`."""
+def criterion(name: str, needs: str = "") -> Callable:
+    """Register a scoring function under `name`.
+
+    Args:
+        name: what the parameter `criterion` calls it.
+        needs: "" if the weights alone tell; `gradients` or `inputs` for the `Facts` of that name.
+
+    Raises:
+        ParameterError: it needs something that is not measured.
+    """
+    if needs not in ("", "gradients", "inputs"):
+        raise ParameterError("needs", needs, "must be gradients, inputs or empty")
 
     def register(score):
         CRITERIA[name] = Criterion(score, needs)
@@ -50,25 +70,25 @@ def criterion(name, needs=""):
 
 
 @criterion("magnitude")
-def magnitude(weight, facts):
+def magnitude(weight: torch.Tensor, facts: Facts) -> torch.Tensor:
     """|w| (Han et al. 2015, arXiv 1506.02626)."""
     return weight.abs()
 
 
 @criterion("random")
-def random(weight, facts):
+def random(weight: torch.Tensor, facts: Facts) -> torch.Tensor:
     """The control: what any criterion must beat."""
     return torch.rand(weight.shape, generator=facts.dice).to(weight.device)
 
 
 @criterion("first-order", needs="gradients")
-def first_order(weight, facts):
+def first_order(weight: torch.Tensor, facts: Facts) -> torch.Tensor:
     """|w E[g]|, the change of the loss to first order (Molchanov et al. 2017, arXiv 1611.06440)."""
     return (weight * facts.gradient).abs()
 
 
 @criterion("fisher", needs="gradients")
-def fisher(weight, facts):
+def fisher(weight: torch.Tensor, facts: Facts) -> torch.Tensor:
     """w^2 E[g^2], the rise of the loss to second order with g^2 in place of the curvature.
 
     LeCun et al. 1990; Theis et al. 2018, arXiv 1801.05787. As its square root, which ranks the
@@ -78,7 +98,7 @@ def fisher(weight, facts):
 
 
 @criterion("wanda", needs="inputs")
-def wanda(weight, facts):
+def wanda(weight: torch.Tensor, facts: Facts) -> torch.Tensor:
     """|w| ||x||, the weight times the norm of its input (Sun et al. 2024, arXiv 2306.11695).
 
     The paper compares the weights of one output with one another: scope `per-row`.
@@ -87,7 +107,10 @@ def wanda(weight, facts):
     return weight.abs() * (norm[:, None] if facts.axis == 0 else norm)
 
 
-def scores(model, name="magnitude", facts=None, seed=0):
+def scores(
+    model: PreTrainedModel, name: str = "magnitude", facts: dict[str, Facts] | None = None,
+    seed: int = 0,
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """Scores of every prunable weight.
 
     Args:
@@ -98,13 +121,22 @@ def scores(model, name="magnitude", facts=None, seed=0):
 
     Returns:
         {name: float32 tensor in the shape of the weight}.
+
+    Raises:
+        ParameterError: the criterion does not score every weight.
     """
-    facts = facts or _blank(model, seed)
-    rule = CRITERIA[name].score
-    return {key: rule(w.detach().float(), facts[key]) for key, w in prunable(model).items()}
+    facts, found = facts or _blank(model, seed), {}
+    for key, weight in prunable(model).items():
+        found[key] = CRITERIA[name].score(weight.detach().float(), facts[key])
+        if found[key].shape != weight.shape or found[key].isnan().any():
+            raise ParameterError("criterion", name, f"must give each weight of {key} a score")
+    return found
 
 
-def calibrate(model, name, batches, loss, seed=0):
+def calibrate(
+    model: PreTrainedModel, name: str, batches: Sequence[torch.Tensor], loss: Callable,
+    seed: int = 0,
+) -> dict[str, Facts]:  # fmt: skip
     """The facts that criterion `name` needs; the weights stay as they are.
 
     Args:
@@ -127,7 +159,9 @@ def calibrate(model, name, batches, loss, seed=0):
     return facts
 
 
-def known_gradients(model, squares, seed=0):
+def known_gradients(
+    model: PreTrainedModel, squares: dict[str, torch.Tensor], seed: int = 0
+) -> dict[str, Facts]:
     """Facts from mean squared gradients that are known already, such as Adam's second moments."""
     facts = _blank(model, seed)
     for name, square in squares.items():
@@ -165,7 +199,9 @@ def _products(x):
 
 
 @torch.no_grad()
-def input_moments(model, batches, moment=_products):
+def input_moments(
+    model: PreTrainedModel, batches: Sequence[torch.Tensor], moment: Callable = _products
+) -> dict[str, torch.Tensor]:
     """{name: E[x x^T]} of the inputs x of each prunable layer, shape (inputs, inputs).
 
     Args:
@@ -207,7 +243,9 @@ class _Moments:
 
 
 @torch.no_grad()
-def sparsegpt(model, batches, keep, columns=128):
+def sparsegpt(
+    model: PreTrainedModel, batches: Sequence[torch.Tensor], keep: Callable, columns: int = 128
+) -> dict[str, torch.Tensor]:
     """Prune and mend layer by layer (Frantar and Alistarh 2023, arXiv 2301.00774).
 
     Each block sees the outputs of the blocks pruned before it. What a removed weight contributed is
@@ -242,7 +280,10 @@ def sparsegpt(model, batches, keep, columns=128):
     return masks
 
 
-def mend(weight, inputs, keep, columns=128, damping=0.01):
+def mend(
+    weight: torch.Tensor, inputs: torch.Tensor, keep: Callable, columns: int = 128,
+    damping: float = 0.01,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Prune one matrix column by column, and let later columns make up for it.
 
     Args:
@@ -276,6 +317,29 @@ def mend(weight, inputs, keep, columns=128, damping=0.01):
 
 
 CRITERIA["sparsegpt"] = Criterion(None)  # no scores: it prunes as it goes
+
+
+def _own():
+    """Register what the file PRUNEGPT_CRITERIA holds; {its name: sha256}, for the records."""
+    name, known = os.environ.get("PRUNEGPT_CRITERIA"), dict(CRITERIA)
+    if not name:
+        return {}
+    path = Path(__file__).parent.parent / Path(name).expanduser()
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    except Exception as error:  # the reader's code may raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ParameterError("PRUNEGPT_CRITERIA", name, f"does not load: {reason}") from error
+    for taken in known:
+        if CRITERIA[taken] is not known[taken]:
+            allowed = f"registers {taken!r}, a name that is taken; choose another"
+            raise ParameterError("PRUNEGPT_CRITERIA", name, allowed)
+    return {path.name: digest}
+
+
+OWN = _own()
 
 
 class _ReachedError(Exception):

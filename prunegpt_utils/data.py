@@ -11,12 +11,15 @@ import re
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
 
 from prunegpt_utils.hub import fetch
 from prunegpt_utils.parameters import ParameterError
@@ -43,7 +46,7 @@ class Corpus:
     sha256: str
     revision: str | None = None
 
-    def text(self, split):
+    def text(self, split: str) -> str:
         """One string: the documents of `split`, joined as the perplexity protocol asks."""
         return JOINER.join(self.splits[split])
 
@@ -63,7 +66,7 @@ class Laid:
     bytes: int
 
     @property
-    def tokens(self):
+    def tokens(self) -> int:
         return len(self.ids)
 
 
@@ -88,7 +91,7 @@ class Tokens:
     laid: dict
 
     @property
-    def about(self):
+    def about(self) -> dict:
         """What a record says of the text."""
         return {
             "name": self.corpus, "sha256": self.sha256, "revision": self.revision,
@@ -96,7 +99,7 @@ class Tokens:
         }  # fmt: skip
 
 
-def load_text(name, cache):
+def load_text(name: str, cache: str | Path) -> Corpus:
     """Text by name.
 
     Args:
@@ -130,12 +133,12 @@ def load_text(name, cache):
     return corpus_of(path.stem.replace(":", "-"), splits, revision)
 
 
-def corpus_of(name, splits, revision=None):
+def corpus_of(name: str, splits: dict[str, list[str]], revision: str | None = None) -> Corpus:
     """Corpus of {split: documents}, with its hash."""
     return Corpus(name, splits, _sha256(json.dumps(splits, sort_keys=True)), revision)
 
 
-def split_documents(documents):
+def split_documents(documents: list[str]) -> dict[str, list[str]]:
     """{split: documents}: exact duplicates dropped, each placed by a hash of its own content.
 
     The hash keeps a document in its split when others come or go.
@@ -148,7 +151,7 @@ def split_documents(documents):
     return splits
 
 
-def pydocs():
+def pydocs() -> list[str]:
     """Documentation of the running interpreter's standard library, one document a module or topic.
 
     `pydoc` topics, docstrings of the library's Python files and of its compiled modules. Whole
@@ -170,7 +173,7 @@ def _interpreter():
     return f"{sys.implementation.name}-{sys.version.split()[0]}"
 
 
-def cached(make, path):
+def cached(make: Callable, path: Path) -> Any:
     """`make()`, read from the JSON file `path` from the second call on."""
     if not path.exists():
         _write(path, lambda part: part.write_text(json.dumps(make()), "utf-8"))
@@ -186,7 +189,7 @@ def _write(path, save):
         part.replace(path)
 
 
-def docstrings(file):
+def docstrings(file: Path) -> list[str]:
     """All docstrings of one Python file in source order, repeats dropped."""
     try:
         tree = ast.parse(Path(file).read_text("utf-8", errors="strict"))
@@ -204,7 +207,7 @@ def _unique(texts):
     return list(dict.fromkeys(text for text in texts if text))
 
 
-def package_docs(packages):
+def package_docs(packages: Iterable[str]) -> dict[str, list[str]]:
     """Documentation of installed packages, one document a Python file.
 
     Args:
@@ -243,7 +246,7 @@ def _compiled_docstrings(name):
     return _unique(texts)
 
 
-def installed_packages():
+def installed_packages() -> list[str]:
     """Import names of all installed packages that have Python files, sorted."""
     names = sorted(importlib.metadata.packages_distributions())
     own = {name for name in names if name.isidentifier() and not name.startswith("_")}
@@ -251,7 +254,7 @@ def installed_packages():
     return [name for name, spec in specs.items() if spec and spec.submodule_search_locations]
 
 
-def overlap(documents, reference, n=13):
+def overlap(documents: list[str], reference: list[str], n: int = 13) -> list[int]:
     """Indices of `documents` that share a run of `n` words with any of `reference`.
 
     The contamination test of Brown et al. 2020 (GPT-3), appendix C: lower-case words, n = 13.
@@ -265,7 +268,7 @@ def _ngrams(text, n):
     return {hash(tuple(words[i : i + n])) for i in range(len(words) - n + 1)}
 
 
-def tokenize(corpus, tokenizer, cache):
+def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache: str | Path) -> Tokens:
     """Token ids of every split; done once, then read from `cache`.
 
     Args:
@@ -341,7 +344,7 @@ def _pages(documents, tokenizer):
 _TITLE = re.compile(r" = [^=].*[^=] = \n")  # " = Title = "; sections have more equals signs
 
 
-def pages(rows):
+def pages(rows: list[str]) -> list[str]:
     r"""WikiText's rows as whole pages; documents without such titles are a page each.
 
     Args:
@@ -382,14 +385,14 @@ _NATURAL = (
 )
 
 
-def natural(text):
+def natural(text: str) -> str:
     """WikiText with the spacing of ordinary English: "1 @,@ 000 ( one )" is "1,000 (one)"."""
     for pattern, instead in _NATURAL:
         text = re.sub(pattern, instead, text)
     return text
 
 
-def windows(ids, block):
+def windows(ids: torch.Tensor, block: int) -> torch.Tensor:
     """Training windows: `block` inputs and their next tokens.
 
     Args:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from prunegpt_utils.models import autocast, digest, fingerprint, hidden_states
 from prunegpt_utils.progress import bar
@@ -15,8 +16,9 @@ MOST_BYTES = 4 << 30  # of a lesson that is kept on disk
 
 
 def token_losses(
-    logits, labels, teacher_logits=None, alpha=0.0, temperature=1.0, reverse=False
-):  # fmt: skip
+    logits: torch.Tensor, labels: torch.Tensor, teacher_logits: torch.Tensor | None = None,
+    alpha: float = 0.0, temperature: float = 1.0, reverse: bool = False,
+) -> torch.Tensor:  # fmt: skip
     """Loss of each token.
 
     (1 - alpha) * cross-entropy + alpha * T^2 * KL(softmax(t / T) || softmax(s / T)), as Hinton et
@@ -116,8 +118,9 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def mean_loss(
-    hidden, weight, labels, teacher=None, alpha=0.0, temperature=1.0, reverse=False, chunk=128
-):  # fmt: skip
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, teacher: tuple | None = None,
+    alpha: float = 0.0, temperature: float = 1.0, reverse: bool = False, chunk: int = 128,
+) -> torch.Tensor:  # fmt: skip
     """Mean loss over all tokens of a batch, whatever its shape (see `token_losses`).
 
     Args:
@@ -138,7 +141,7 @@ def mean_loss(
     return _ChunkedLoss.apply(hidden, weight, labels.flatten(), teacher, options, chunk)
 
 
-def state_loss(states, teacher_states):
+def state_loss(states: list[torch.Tensor], teacher_states: list[torch.Tensor]) -> torch.Tensor:
     """How far the student's hidden states are from the teacher's, relative to their size.
 
     Mean over layers of |s - t|^2 / |t|^2 (SquareHead, Kurtic et al. 2023, arXiv 2310.06927).
@@ -154,7 +157,9 @@ def state_loss(states, teacher_states):
     return sum(parts) / len(parts)
 
 
-def lesson(teacher, windows, folder, precision, batch=32):
+def lesson(
+    teacher: PreTrainedModel, windows: torch.Tensor, folder: Path, precision: str, batch: int = 32
+) -> torch.Tensor | None:
     """What a teacher says of every training window, computed once and kept on disk.
 
     Not its probabilities, which are vocabulary numbers a token, but the last hidden states from

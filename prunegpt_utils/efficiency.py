@@ -4,19 +4,20 @@ import copy
 import statistics
 import time
 import weakref
+from collections.abc import Callable
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from prunegpt_utils.masks import apply_masks
 from prunegpt_utils.models import count, prunable
-from prunegpt_utils.training import batch_loss
+from prunegpt_utils.training import Plan, batch_loss
 
 
-def side_by_side(act, models, repeats):
+def side_by_side(act: Callable, models: dict, repeats: int) -> dict[str, float]:
     """Median seconds of an act with each of several models, in turns, so that all fare alike.
 
     Args:
@@ -36,7 +37,7 @@ def side_by_side(act, models, repeats):
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def predicted_memory(config, plan, block, taught=True):
+def predicted_memory(config: PretrainedConfig, plan: Plan, block: int, taught: bool = True) -> dict:
     """Bytes that a distilled, masked training step needs, from the sizes alone.
 
     With N parameters, M of them prunable, L blocks of width d, vocabulary V and T tokens a
@@ -71,7 +72,7 @@ def predicted_memory(config, plan, block, taught=True):
     }
 
 
-def tracked_memory(config, plan, block, taught=True):
+def tracked_memory(config: PretrainedConfig, plan: Plan, block: int, taught: bool = True) -> int:
     """Peak bytes of all tensors alive during such a step, none of which is computed.
 
     The step runs on fake tensors, which have shapes and lifetimes but no values, so that a model

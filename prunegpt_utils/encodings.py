@@ -4,17 +4,19 @@ import copy
 import json
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save, save_file
+from transformers import PreTrainedModel
 
 from prunegpt_utils.models import input_axes, layers, prunable
 
 
-def state(model):
+def state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint; of tied ones the first."""
     seen, tensors = set(), {}
     for name, tensor in model.state_dict().items():
@@ -24,13 +26,13 @@ def state(model):
     return tensors
 
 
-def bitmask(tensor):
+def bitmask(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     """A matrix as one bit a weight, set where it is not zero, and the values of those."""
     kept = tensor.flatten() != 0
     return {"bits": torch.from_numpy(np.packbits(kept.numpy())), "values": tensor.flatten()[kept]}
 
 
-def from_bitmask(parts, shape):
+def from_bitmask(parts: dict[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
     """The matrix of `bitmask`, value for value."""
     count = math.prod(shape)
     kept = torch.from_numpy(np.unpackbits(parts["bits"].numpy(), count=count)).bool()
@@ -39,7 +41,7 @@ def from_bitmask(parts, shape):
     return dense.view(shape)
 
 
-def csr(tensor):
+def csr(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     """A matrix in compressed sparse rows: where each row begins, the columns, the values."""
     sparse = tensor.to_sparse_csr()
     narrow = torch.int16 if tensor.shape[1] < 2**15 else torch.int32
@@ -50,7 +52,7 @@ def csr(tensor):
     }
 
 
-def from_csr(parts, shape):
+def from_csr(parts: dict[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
     """The matrix of `csr`, value for value."""
     rows, columns = parts["rows"].long(), parts["columns"].long()
     return torch.sparse_csr_tensor(rows, columns, parts["values"], shape).to_dense()
@@ -59,7 +61,7 @@ def from_csr(parts, shape):
 ENCODINGS = {"bitmask": (bitmask, from_bitmask), "csr": (csr, from_csr)}
 
 
-def save_encoded(model, path, encoding):
+def save_encoded(model: PreTrainedModel, path: Path, encoding: str) -> None:
     """Write a model with its pruned matrices encoded.
 
     Args:
@@ -77,7 +79,7 @@ def save_encoded(model, path, encoding):
     save_file(tensors, path, {"encoding": encoding, "shapes": json.dumps(shapes)})
 
 
-def load_encoded(path, model):
+def load_encoded(path: Path, model: PreTrainedModel) -> None:
     """Put the weights of `save_encoded` into a model of the same architecture, in place."""
     with safe_open(path, "pt") as file:
         note, tensors, parts = file.metadata(), {}, {}
@@ -92,7 +94,7 @@ def load_encoded(path, model):
     model.tie_weights()
 
 
-def sizes(model, folder):
+def sizes(model: PreTrainedModel, folder: Path) -> dict[str, float]:
     """Bytes of the whole checkpoint in each form, and the least that any could take.
 
     Args:
@@ -112,7 +114,7 @@ def sizes(model, folder):
     return found | {"entropy bound": rest + math.ceil(bound)}
 
 
-def entropy_bound(weight):
+def entropy_bound(weight: torch.Tensor) -> float:
     """Bytes that a matrix needs: its non-zero values, and log2 of the number of such masks.
 
     log2 of n choose k, if any k of n places are as likely as any others.
@@ -133,7 +135,7 @@ class SparseLinear(torch.nn.Module):
         self.matrix = torch.sparse_csr_tensor(*index, sparse.values(), weight.shape)
         self.bias = bias
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """From shape (..., inputs) to (..., outputs)."""
         y = (self.matrix @ x.flatten(0, -2).T).T
         y = y if self.bias is None else y + self.bias
@@ -141,7 +143,7 @@ class SparseLinear(torch.nn.Module):
 
 
 @torch.no_grad()
-def sparse_copy(model):
+def sparse_copy(model: PreTrainedModel) -> PreTrainedModel:
     """The same model for inference on a CPU, its pruned matrices as `SparseLinear`.
 
     It is a stock Hugging Face model but for these layers: `generate` works on it.

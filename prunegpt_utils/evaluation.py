@@ -1,11 +1,13 @@
 """Perplexity under a named protocol: plain cross-entropy, whatever the training loss."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunegpt_utils.data import JOINER
+from prunegpt_utils.data import JOINER, Tokens
 from prunegpt_utils.distillation import token_losses
 from prunegpt_utils.models import head, hidden_states, write_on
 from prunegpt_utils.parameters import ParameterError
@@ -53,12 +55,15 @@ class Scored:
     bytes: int
 
 
-def perplexity(model, tokens, split, block, protocol="disjoint", stride=None, batch=32):
+def perplexity(
+    model: PreTrainedModel, tokens: Tokens, split: str, block: int, protocol: str = "disjoint",
+    stride: int | None = None, batch: int = 32,
+) -> dict:  # fmt: skip
     """What `measures` makes of `scored_tokens`, which has the same arguments."""
     return measures(scored_tokens(model, tokens, split, block, protocol, stride, batch))
 
 
-def measures(scored):
+def measures(scored: Scored) -> dict:
     """What a record says of a scored text.
 
     Args:
@@ -82,7 +87,10 @@ def measures(scored):
     }
 
 
-def scored_tokens(model, tokens, split, block, protocol="disjoint", stride=None, batch=32):
+def scored_tokens(
+    model: PreTrainedModel, tokens: Tokens, split: str, block: int, protocol: str = "disjoint",
+    stride: int | None = None, batch: int = 32,
+) -> Scored:  # fmt: skip
     """Score one split of a text.
 
     Args:
@@ -123,7 +131,9 @@ def scored_tokens(model, tokens, split, block, protocol="disjoint", stride=None,
     return Scored(losses, total, text.words, text.bytes)
 
 
-def paired_difference(first, second, window, draws=10_000, seed=0):
+def paired_difference(
+    first: torch.Tensor, second: torch.Tensor, window: int, draws: int = 10_000, seed: int = 0
+) -> dict:
     """Mean of first - second over the same text, with a 95 % interval.
 
     The interval is the percentile bootstrap (Efron and Tibshirani 1993, chapter 13) over windows
@@ -150,7 +160,10 @@ def paired_difference(first, second, window, draws=10_000, seed=0):
 PROMPTS = ("Return a list of", "This function is used to", "If the file does not exist,")
 
 
-def sample(model, tokenizer, ids, prompts=PROMPTS, begin=1000, length=96):
+def sample(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor,
+    prompts: Sequence[str] = PROMPTS, begin: int = 1000, length: int = 96,
+) -> dict:  # fmt: skip
     """What a reader can see of a model: what it writes, and where a text surprises it.
 
     Args:
@@ -175,14 +188,14 @@ def sample(model, tokenizer, ids, prompts=PROMPTS, begin=1000, length=96):
     }
 
 
-def protocol_record(protocol, block):
+def protocol_record(protocol: str, block: int) -> dict:
     """What a record says of how its perplexities were measured."""
     joiner = JOINER if PROTOCOLS[protocol].layout == "joined" else ""
     step = max(block // 2, 1) if PROTOCOLS[protocol].strided else block
     return {"name": protocol, "block": block, "stride": step, "joiner": joiner}
 
 
-def slide(length, window, step):
+def slide(length: int, window: int, step: int) -> list[tuple[int, int, int]]:
     """Windows over a sequence, each token but the first scored once.
 
     Args:
@@ -211,7 +224,9 @@ def slide(length, window, step):
 
 
 @torch.no_grad()
-def token_nll(model, ids, spans, batch=32):
+def token_nll(
+    model: PreTrainedModel, ids: torch.Tensor, spans: list, batch: int = 32
+) -> torch.Tensor:
     """Negative log-likelihood of each scored token, in the order of the text.
 
     Args:

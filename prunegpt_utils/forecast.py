@@ -2,11 +2,12 @@
 
 import statistics
 import time
+from pathlib import Path
 
 from prunegpt_utils import records, studies
 
 
-def forecast(study):
+def forecast(study: str) -> dict:
     """What `make plan` tells.
 
     Times come from records: seconds a token in training, and the rest of a notebook's seconds,
@@ -77,7 +78,7 @@ def _seconds(alike, p):
     return rest + pace * steps * batch * accumulate * block
 
 
-def running(study, within=120):
+def running(study: str, within: float = 120) -> dict[str, str]:
     """{run: what its progress bar says} of the trainings that moved in the last seconds."""
     lines = {}
     for path in sorted(records.study_folder(study).glob("checkpoints/*/*/progress.txt")):
@@ -86,7 +87,7 @@ def running(study, within=120):
     return lines
 
 
-def failed(study):
+def failed(study: str) -> dict[str, str]:
     """{run: last line of its log} of the runs that began, wrote no record and do not run."""
     folder, found = records.study_folder(study), {}
     busy = running(study)
@@ -98,7 +99,7 @@ def failed(study):
     return found
 
 
-def last_line(log):
+def last_line(log: Path) -> str:
     """The last line of a log that says something."""
     lines = [text for text in log.read_text("utf-8").splitlines() if text.strip()]
     return lines[-1].strip() if lines else "no output"

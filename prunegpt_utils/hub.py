@@ -16,7 +16,7 @@ REVISIONS = {
 }
 
 
-def fetch(repository, kind, parameter, wanted, patterns):
+def fetch(repository: str, kind: str, parameter: str, wanted: str, patterns: list[str]) -> Path:
     """Folder with the files of a repository: the cached snapshot, else a download.
 
     Args:
@@ -62,7 +62,7 @@ def fetch(repository, kind, parameter, wanted, patterns):
     return Path(found)
 
 
-def available(repository, kind, wanted):
+def available(repository: str, kind: str, wanted: str) -> bool:
     """Whether `fetch` has a chance: the files are cached, or the hub answers."""
     return any(any(folder.glob(wanted)) for folder in _cached(repository, kind)) or _reachable()
 

@@ -1,13 +1,19 @@
 """Which weights go: scores and a sparsity become masks {name: bool tensor}, True = keep."""
 
-import torch
+from collections.abc import Sequence
 
-from prunegpt_utils.criteria import scores, sparsegpt
+import torch
+from transformers import PreTrainedModel
+
+from prunegpt_utils.criteria import Facts, scores, sparsegpt
 from prunegpt_utils.models import input_axes, prunable
 from prunegpt_utils.parameters import ParameterError
 
 
-def prune(model, criterion, sparsity, scope, facts=None, batches=()):
+def prune(
+    model: PreTrainedModel, criterion: str, sparsity: float, scope: str,
+    facts: dict[str, Facts] | None = None, batches: Sequence[torch.Tensor] = (),
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """Set the weights that matter least to zero, in place.
 
     Args:
@@ -30,7 +36,10 @@ def prune(model, criterion, sparsity, scope, facts=None, batches=()):
     return masks
 
 
-def make_masks(scored, sparsity, scope="global", axes=None):
+def make_masks(
+    scored: dict[str, torch.Tensor], sparsity: float, scope: str = "global",
+    axes: dict[str, int] | None = None,
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """Prune exactly round(sparsity * n) weights, those with the lowest scores.
 
     Args:
@@ -140,7 +149,7 @@ def _kth_lowest(tensors, k):
     return flat[k - 1].clone()
 
 
-def cubic_sparsity(progress, start, final):
+def cubic_sparsity(progress: float, start: float, final: float) -> float:
     """Sparsity on the way (Zhu and Gupta 2017, arXiv 1710.01878, equation 1).
 
     s = final + (start - final) * (1 - progress)^3: fast while weights are plenty, then slower.
@@ -154,7 +163,7 @@ def cubic_sparsity(progress, start, final):
 
 
 @torch.no_grad()
-def apply_masks(model, masks):
+def apply_masks(model: PreTrainedModel, masks: dict[str, torch.Tensor]) -> None:
     """Set the pruned weights to zero, in place."""
     weights = prunable(model)
     for name, mask in masks.items():
@@ -162,7 +171,7 @@ def apply_masks(model, masks):
         weights[name].mul_(mask.to(torch.uint8))
 
 
-def measure(model):
+def measure(model: PreTrainedModel) -> dict[str, float]:
     """Fractions of zeros, measured: {"prunable": of the block matrices, "model": of all}."""
     zeros = sum(int((weight == 0).sum()) for weight in prunable(model).values())
     every = sum(int((parameter == 0).sum()) for parameter in model.parameters())
@@ -171,7 +180,7 @@ def measure(model):
     return {"prunable": zeros / size, "model": every / total}
 
 
-def by_matrix(model):
+def by_matrix(model: PreTrainedModel) -> dict[str, float]:
     """Sparsity of each prunable matrix: {name: percentage of zeros}."""
     weights = prunable(model).items()
     return {name: 100 * float((weight == 0).float().mean()) for name, weight in weights}

@@ -4,13 +4,20 @@ import copy
 import hashlib
 import math
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
@@ -22,19 +29,19 @@ BASE = Path(__file__).parent / "pydocs-base"  # the embedded pretrained model
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def processes():
+def processes() -> PartialState:
     """The processes that run this code together: one, unless Accelerate launched more."""
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def device():
+def device() -> torch.device:
     """The accelerator of this process if there is one, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", processes().local_process_index)
     return torch.device("cpu")
 
 
-def load_model(name, parameter="model"):
+def load_model(name: str | Path, parameter: str = "model") -> PreTrainedModel:
     """A causal language model in float32, in eval mode, on `device()`.
 
     Args:
@@ -85,7 +92,7 @@ def _load_narrowed(folder, config, **options):
 
 
 @torch.no_grad()
-def keep_heads(model, chosen):
+def keep_heads(model: PreTrainedModel, chosen: Sequence[Iterable[int]]) -> None:
     """Remove all other attention heads of a GPT-2, in place.
 
     Args:
@@ -103,7 +110,7 @@ def keep_heads(model, chosen):
         attn.num_heads, attn.split_size = len(heads), attn.c_proj.nx
 
 
-def load_tokenizer(name):
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer beside the model `name` (see `load_model`)."""
     folder = locate(name, "model")
     try:
@@ -113,7 +120,7 @@ def load_tokenizer(name):
         raise ParameterError("model", str(name), f"has no tokenizer: {reason}") from error
 
 
-def locate(name, parameter="model"):
+def locate(name: str | Path, parameter: str = "model") -> Path:
     """Folder of a model: in the package, on disk, in the hub's cache, or downloaded from it."""
     if name == BASE.name:
         return BASE
@@ -129,12 +136,12 @@ def locate(name, parameter="model"):
     )
 
 
-def at_hand(name):
+def at_hand(name: str) -> bool:
     """Whether `load_model(name)` would find weights: here, in the hub's cache or on the hub."""
     return name == BASE.name or Path(name).is_dir() or available(name, "model", "*.safetensors")
 
 
-def describe(name, base, model):
+def describe(name: str, base: str | Path, model: PreTrainedModel) -> dict:
     """What a record says of a model: its name, the hub's commit or None, its parameters.
 
     Args:
@@ -182,7 +189,7 @@ def _free_memory():
     return psutil.virtual_memory().available
 
 
-def save_model(model, tokenizer, folder):
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a stock checkpoint that `AutoModelForCausalLM.from_pretrained(folder)` loads.
 
     Of several processes one writes, and the others wait for it.
@@ -194,12 +201,12 @@ def save_model(model, tokenizer, folder):
     together.wait_for_everyone()
 
 
-def frozen_copy(model):
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy that takes no gradient: the teacher, or a reference to compare with."""
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
-def blocks(model):
+def blocks(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:
     """Name and ModuleList of the transformer blocks.
 
     Raises:
@@ -213,7 +220,7 @@ def blocks(model):
     raise ParameterError("model", kind, "has no list of transformer blocks; it cannot be pruned")
 
 
-def prunable(model):
+def prunable(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     """The weight matrices of the transformer blocks, the only ones this study prunes.
 
     GPT-2 keeps them in `Conv1D` layers of shape (in, out), which filters for `nn.Linear` of shape
@@ -226,7 +233,7 @@ def prunable(model):
     return {name: module.weight for name, module in layers(model).items()}
 
 
-def layers(model):
+def layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
     """The modules that hold the `prunable` weights, under the names of those.
 
     Raises:
@@ -244,12 +251,12 @@ def layers(model):
     return found
 
 
-def input_axes(model):
+def input_axes(model: PreTrainedModel) -> dict[str, int]:
     """{name: dimension of `prunable` weights along which inputs are summed}."""
     return {name: 0 if isinstance(m, Conv1D) else 1 for name, m in layers(model).items()}
 
 
-def count(model):
+def count(model: PreTrainedModel) -> dict[str, int]:
     """Parameters of the model, and of its prunable part; tied weights count once."""
     total = sum(parameter.numel() for parameter in model.parameters())
     return {
@@ -258,17 +265,17 @@ def count(model):
     }
 
 
-def hidden_states(model, ids):
+def hidden_states(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """Last hidden states, shape (batch, tokens, width): what the head turns into logits."""
     return model.base_model(input_ids=ids).last_hidden_state
 
 
-def autocast(model, precision):
+def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:
     """The context in which matrix products run in `precision`."""
     return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def states(model, ids):
+def states(model: PreTrainedModel, ids: torch.Tensor) -> list[torch.Tensor]:
     """Hidden states after each block, and last what the head turns into logits.
 
     Returns:
@@ -278,12 +285,12 @@ def states(model, ids):
     return [*found.hidden_states[1:-1], found.last_hidden_state]
 
 
-def head(model):
+def head(model: PreTrainedModel) -> torch.Tensor:
     """Weight of the output layer, shape (vocabulary, width)."""
     return model.get_output_embeddings().weight
 
 
-def check_same_vocabulary(student, teacher, name):
+def check_same_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel, name: str) -> None:
     """Raise `ParameterError` unless both models score the same tokens."""
     ours, theirs = head(student).shape[0], head(teacher).shape[0]
     if ours != theirs:
@@ -291,7 +298,7 @@ def check_same_vocabulary(student, teacher, name):
         raise ParameterError("teacher", name, allowed)
 
 
-def check_same_states(student, teacher, name):
+def check_same_states(student: PreTrainedModel, teacher: PreTrainedModel, name: str) -> None:
     """Raise `ParameterError` unless each block of one model has a counterpart in the other."""
     ours, theirs = (
         f"{m.config.num_hidden_layers} blocks of width {m.config.hidden_size}"
@@ -302,7 +309,7 @@ def check_same_states(student, teacher, name):
         raise ParameterError("teacher", name, allowed)
 
 
-def check_input(model, tokenizer, block):
+def check_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, block: int) -> None:
     """Raise `ParameterError` unless the model can read windows of `block` of these tokens."""
     known, made = model.get_input_embeddings().weight.shape[0], len(tokenizer)
     if made > known:
@@ -313,7 +320,7 @@ def check_input(model, tokenizer, block):
         raise ParameterError("block", block, f"is longer than the model's {limit} positions")
 
 
-def fingerprint(model):
+def fingerprint(model: PreTrainedModel) -> str:
     """sha256 over names and values of all weights; equal weights, equal fingerprint."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -322,7 +329,7 @@ def fingerprint(model):
     return digest.hexdigest()
 
 
-def digest(*tensors):
+def digest(*tensors: torch.Tensor) -> str:
     """sha256 over the values of tensors on the CPU."""
     found = hashlib.sha256()
     for tensor in tensors:
@@ -331,7 +338,9 @@ def digest(*tensors):
 
 
 @torch.no_grad()
-def write_on(model, tokenizer, prompt, tokens=48):
+def write_on(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int = 48
+) -> str:
     """Continue `prompt` greedily, without repeating any run of three tokens.
 
     Args:

@@ -4,6 +4,7 @@ import ast
 import difflib
 import math
 import re
+from typing import Any
 
 
 class ParameterError(ValueError):
@@ -22,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PATTERN = re.compile(r"1:2|[1-3]:4|[1-7]:8")
 _SCOPE = re.compile(rf"global|uniform|per-row|{_PATTERN.pattern}")
 _SPARSITY = re.compile(r"0|0?\.\d+")
-PARAMETERS = {
+PARAMETERS: dict[str, tuple] = {
     "study": (str, _NAME.fullmatch, "must be letters, digits, '.', '_' or '-'"),
     "recipe": (str, _NAME.fullmatch, "must be letters, digits, '.', '_' or '-'"),
     "model": (str, bool, "must name a model: pydocs-base, a folder or a hub id"),
@@ -115,7 +116,7 @@ def _is_criterion(value):
     return value in CRITERIA
 
 
-def check(name, value):
+def check(name: str, value: Any) -> Any:
     """Return `value` as the parameter's type, or raise `ParameterError`."""
     if name not in PARAMETERS:
         near = difflib.get_close_matches(name, PARAMETERS, n=1)
@@ -130,7 +131,7 @@ def check(name, value):
     return value
 
 
-def read(namespace):
+def read(namespace: dict) -> dict:
     """The checked parameters of a running notebook.
 
     papermill accepts a misspelt parameter with a mere warning and writes it into a cell of its
@@ -159,12 +160,12 @@ def read(namespace):
     return {name: check(name, namespace[name]) for name in declared if name in namespace}
 
 
-def assigned(source):
+def assigned(source: str) -> list[str]:
     """Names that the top level of `source` assigns, in order."""
-    targets = []
+    targets: list = []
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign):
-            targets += [target.id for target in node.targets]
+            targets += node.targets
         elif isinstance(node, ast.AnnAssign):
-            targets.append(node.target.id)
-    return targets
+            targets.append(node.target)
+    return [target.id for target in targets]

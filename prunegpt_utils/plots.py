@@ -1,9 +1,13 @@
 """Figures: one style, one colour a method, each function takes data and returns a figure."""
 
+from pathlib import Path
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from prunegpt_utils.tables import CRITERIA, METHODS, number, summary
@@ -11,7 +15,7 @@ from prunegpt_utils.tables import CRITERIA, METHODS, number, summary
 INK = "#222222"
 
 
-def style():
+def style() -> None:
     """Set the look of all figures; call once a notebook."""
     sns.set_theme(context="notebook", style="whitegrid", font="DejaVu Sans")
     plt.rcParams.update({
@@ -23,7 +27,7 @@ def style():
     })  # fmt: skip
 
 
-def save(figure, folder, name):
+def save(figure: Figure, folder: Path, name: str) -> Path:
     """Write PNG and SVG whose bytes depend on the data alone; return the PNG's path."""
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
@@ -31,7 +35,7 @@ def save(figure, folder, name):
     return folder / f"{name}.png"
 
 
-def perplexity_by_sparsity(table, curve, title):
+def perplexity_by_sparsity(table: pd.DataFrame, curve: pd.DataFrame, title: str) -> Figure:
     """The answer in one picture: perplexity (log) against sparsity, a line a method.
 
     Args:
@@ -69,7 +73,7 @@ def perplexity_by_sparsity(table, curve, title):
     return figure
 
 
-def speed_by_share(table):
+def speed_by_share(table: pd.DataFrame) -> Figure:
     """How many times as fast as dense, against the share of weights gone; break-even marked.
 
     Args:
@@ -101,7 +105,7 @@ def speed_by_share(table):
     return figure
 
 
-def one_shot_curves(curve):
+def one_shot_curves(curve: pd.DataFrame) -> Figure:
     """Perplexity (log) against sparsity when nothing is retrained, a line a score and scope."""
     figure, axes = plt.subplots(figsize=(7.4, 4.2))
     looks = {
@@ -125,14 +129,15 @@ def one_shot_curves(curve):
     return figure
 
 
-def criteria_curves(table):
+def criteria_curves(table: pd.DataFrame) -> Figure:
     """Perplexity (log) against sparsity after one cut, a line a criterion and scope.
 
     Args:
         table: DataFrame with criterion, scope, sparsity, perplexity.
     """
     figure, axes = plt.subplots(figsize=(7.6, 4.8))
-    for criterion, (label, colour, marker) in CRITERIA.items():
+    for criterion in dict.fromkeys([*CRITERIA, *table.criterion]):
+        label, colour, marker = CRITERIA.get(criterion, (criterion, "#000000", "P"))
         mine = table[table.criterion == criterion]
         for scope, rows in mine.groupby("scope", sort=False):
             rows = rows.groupby("sparsity").perplexity.mean()
@@ -150,7 +155,7 @@ def criteria_curves(table):
     return figure
 
 
-def before_and_after(rows, control, title):
+def before_and_after(rows: pd.DataFrame, control: float, title: str) -> Figure:
     """Perplexity (log) right after the cut and after retraining: a panel a level.
 
     Args:
@@ -178,7 +183,7 @@ def before_and_after(rows, control, title):
     return figure
 
 
-def changes(rows, title):
+def changes(rows: pd.DataFrame, title: str) -> Figure:
     """What each change to a recipe does: a line a change, its mean dark, each seed light.
 
     Args:
@@ -201,7 +206,7 @@ def changes(rows, title):
     return figure
 
 
-def training_history(histories):
+def training_history(histories: dict) -> Figure:
     """Validation perplexity and sparsity on the way: {label: (rows of history, colour)}."""
     pruned = any(row["sparsity"] for rows, _ in histories.values() for row in rows)
     figure, axes = plt.subplots(
@@ -233,7 +238,7 @@ def training_history(histories):
     return figure
 
 
-def layer_profile(percents, title, top=100):
+def layer_profile(percents: dict[str, float], title: str, top: float | None = 100) -> Figure:
     """Heat map of a percentage of every matrix: a row a block, a column a kind of matrix.
 
     Args:
@@ -257,7 +262,7 @@ def layer_profile(percents, title, top=100):
     return figure
 
 
-def mask_picture(masks, titles):
+def mask_picture(masks: list, titles: list[str]) -> Figure:
     """Masks as pictures, kept weights dark: a panel a mask, all of shape (rows, columns)."""
     figure, axes = plt.subplots(1, len(masks), figsize=(3.6 * len(masks), 3.5), squeeze=False)
     for panel, mask, title in zip(axes[0], masks, titles, strict=True):
@@ -269,7 +274,7 @@ def mask_picture(masks, titles):
     return figure
 
 
-def study_graph(plan, done):
+def study_graph(plan: dict, done: set[str]) -> Figure:
     """What stands on what: a box a recipe, to the right of all that it needs.
 
     Args:

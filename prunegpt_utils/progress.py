@@ -42,7 +42,7 @@ class bar(tqdm):  # noqa: N801 - used like tqdm
             dynamic_ncols=not notebook, disable=quiet or (False if notebook else None),
         )  # fmt: skip
 
-    def advance(self, tokens, loss=None):
+    def advance(self, tokens: int, loss: float | None = None) -> None:
         """One step further, with the tokens it read and its loss, if it has one."""
         if self.disable:
             return
@@ -56,7 +56,7 @@ class bar(tqdm):  # noqa: N801 - used like tqdm
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(f"{self}\n", "utf-8")
 
-    def close(self):
+    def close(self) -> None:
         """The last line stays on the screen; the file goes."""
         super().close()
         if self.path:

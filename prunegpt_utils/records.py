@@ -11,6 +11,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from prunegpt_utils.parameters import ParameterError
 
@@ -31,39 +32,39 @@ class Run:
     started: float = field(default_factory=time.time)
 
     @property
-    def name(self):
+    def name(self) -> str:
         return run_name(self.parameters)
 
     @property
-    def folder(self):
+    def folder(self) -> Path:
         return study_folder(self.parameters["study"])
 
     @property
-    def cache(self):
+    def cache(self) -> Path:
         return self.folder / "cache"
 
     @property
-    def checkpoints(self):
+    def checkpoints(self) -> Path:
         return self.folder / "checkpoints" / self.name
 
     @property
-    def model(self):
+    def model(self) -> Path:
         return self.folder / "models" / self.name
 
 
-def study_folder(study):
+def study_folder(study: str) -> Path:
     """Where a study writes: `runs/<study>`, or under the folder named by PRUNEGPT_RUNS."""
     return Path(os.environ.get("PRUNEGPT_RUNS") or ROOT / "runs").resolve() / study
 
 
-def run_name(parameters):
+def run_name(parameters: dict) -> str:
     """`<recipe>[-s<percent>][-n<percent>][-h<percent>]-seed<k>`: weights, neurons, heads gone."""
     fractions = {letter: parameters.get(key, 0) for key, letter in FRACTIONS.items()}
     percents = "".join(f"-{letter}{100 * gone:g}" for letter, gone in fractions.items() if gone)
     return f"{parameters['recipe']}{percents}-seed{parameters['seed']}"
 
 
-def open_run(notebook, parameters):
+def open_run(notebook: str, parameters: dict) -> Run:
     """Run of a notebook at checked parameters, before any work.
 
     Raises:
@@ -85,7 +86,7 @@ def open_run(notebook, parameters):
         raise ParameterError("results folder", str(run.folder), allowed) from error
 
 
-def write(run, **content):
+def write(run: Run, **content: Any) -> dict:
     """Write the record of a finished run, beside its place and then into it; one process does.
 
     Args:
@@ -110,7 +111,7 @@ def write(run, **content):
     return record
 
 
-def put(path, record):
+def put(path: Path, record: dict) -> None:
     """Write a record and its checksum, beside its place and then into it."""
     record = _plain(record)
     record["checksum"] = checksum(record)
@@ -120,25 +121,25 @@ def put(path, record):
     part.replace(path)
 
 
-def checksum(record):
+def checksum(record: dict) -> str:
     """sha256 of all of a record but the checksum itself."""
     rest = {key: value for key, value in record.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def read(path):
+def read(path: str | Path) -> dict | None:
     """One record; None where there is none."""
     path = Path(path)
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
-def read_study(study):
+def read_study(study: str) -> tuple[list[dict], Path]:
     """(records in the order of their names, folder): of the run if there is one, else published."""
     folder = records_folder(study)
     return [read(file) for file in sorted(folder.glob("*.json"))], folder
 
 
-def records_folder(study):
+def records_folder(study: str) -> Path:
     """Where the records of a study are: of the run if there are any, else the published ones.
 
     Raises:
@@ -150,15 +151,17 @@ def records_folder(study):
     raise ParameterError("study", study, "has no records yet; `make study STUDY=...` makes them")
 
 
-def environment():
+def environment() -> dict:
     """What a reader needs to judge the numbers: code version, packages, device."""
     import torch
 
+    from prunegpt_utils.criteria import OWN
     from prunegpt_utils.models import processes
 
     cuda = torch.cuda.is_available()
     status = _git("status", "--porcelain")
     return {
+        **({"own_criteria": OWN} if OWN else {}),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": status is None or bool(status),
         "python": platform.python_version(),

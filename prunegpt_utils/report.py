@@ -16,7 +16,7 @@ STYLE = Path(__file__).with_name("report.css")
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$([^$\n]+?)\$(?!\w)", re.S)
 
 
-def build(study):
+def build(study: str) -> Path:
     """Write the report of a study below its folder; return the path of its index."""
     folder = records.study_folder(study)
     found, source = records.read_study(study)
@@ -39,7 +39,7 @@ def build(study):
     return target / "index.html"
 
 
-def notebook_html(path):
+def notebook_html(path: str | Path) -> str:
     """Body of an executed notebook as HTML: formulas as MathML, images inside, no scripts."""
     from latex2mathml.converter import convert
     from nbconvert import HTMLExporter
@@ -92,7 +92,7 @@ def _page(title, body):
     )
 
 
-def publish(study):
+def publish(study: str) -> list[Path]:
     """Copy records and figures of a finished study into the repository, rewrite the README.
 
     Raises:
@@ -117,7 +117,7 @@ def publish(study):
     return [records.ROOT / "results" / study, records.ROOT / "figures" / study, readme]
 
 
-def with_results(text, study):
+def with_results(text: str, study: str) -> str:
     """`text` with the published numbers of `study` between its markers."""
     found = [
         records.read(path) for path in sorted((records.ROOT / "results" / study).glob("*.json"))
@@ -132,7 +132,7 @@ def with_results(text, study):
     return text
 
 
-def tidy(path):
+def tidy(path: str | Path) -> None:
     """Remove from an executed notebook what differs from run to run and says nothing."""
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("papermill", None)

@@ -11,16 +11,17 @@ import os
 
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
 
 from prunegpt_utils.models import blocks
 
 
-def wanted():
+def wanted() -> bool:
     """Whether `accelerate launch --use_fsdp` started this process."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
 
 
-def sharded_copy(model):
+def sharded_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy whose blocks are sharded over all processes; the rest is by `shard_rest`."""
     from torch.distributed.fsdp import fully_shard
 
@@ -30,19 +31,19 @@ def sharded_copy(model):
     return spread
 
 
-def shard_rest(module):
+def shard_rest(module: torch.nn.Module) -> torch.nn.Module:
     """Shard what is left of a module whose blocks are sharded already, in place; return it."""
     from torch.distributed.fsdp import fully_shard
 
     return fully_shard(module)
 
 
-def whole(tensor):
+def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The full tensor of which each process may hold a part; all processes must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor, weight):
+def like(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """`tensor`, which every process has in full, cut as `weight` is."""
     if not isinstance(weight, DTensor) or tensor.shape != weight.shape:
         return tensor
@@ -50,7 +51,7 @@ def like(tensor, weight):
 
 
 @torch.no_grad()
-def copy_weights(source, target):
+def copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
     """Make the weights of one model those of the other, either of which may be sharded."""
     if source is target:
         return

@@ -1,6 +1,7 @@
 """YAML as study files and recipes need it: one mapping of plain values, and nothing clever."""
 
 import math
+from pathlib import Path
 
 import yaml
 
@@ -22,7 +23,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read(path, kind):
+def read(path: Path, kind: str) -> dict:
     """The mapping in a YAML file.
 
     Args:

@@ -1,8 +1,10 @@
 """Structured pruning: whole neurons and attention heads of GPT-2 go, and the model shrinks."""
 
 import copy
+from collections.abc import Callable, Sequence
 
 import torch
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prunegpt_utils.models import blocks, keep_heads
@@ -11,7 +13,10 @@ from prunegpt_utils.parameters import ParameterError
 IMPORTANCES = ("magnitude", "taylor", "random")
 
 
-def narrow(model, neurons=0.0, heads=0.0, importance="taylor", batches=(), loss=None):
+def narrow(
+    model: PreTrainedModel, neurons: float = 0.0, heads: float = 0.0, importance: str = "taylor",
+    batches: Sequence[torch.Tensor] = (), loss: Callable | None = None,
+) -> PreTrainedModel:  # fmt: skip
     """A smaller copy, without the least important neurons of each MLP and heads of each attention.
 
     Every block loses the same number, so that one number in the configuration describes them all.

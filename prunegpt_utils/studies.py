@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import yaml
 
@@ -28,14 +29,14 @@ class Planned:
     parameters: dict
     needs: tuple
 
-    def as_yaml(self):
+    def as_yaml(self) -> str:
         """The parameters on one line, for `papermill --parameters_yaml`."""
         # not JSON, whose 5e-05 YAML takes for a text
         flow = {"default_flow_style": True, "width": float("inf")}
         return yaml.safe_dump(self.parameters, **flow).strip()
 
 
-def load(study):
+def load(study: str) -> dict:
     """The study file `studies/<study>.yaml` as a dict, its outline checked.
 
     Raises:
@@ -95,7 +96,7 @@ def _hint(name, known):
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def recipe_parameters(recipe):
+def recipe_parameters(recipe: str) -> dict:
     """Parameters of `studies/recipes/<recipe>.yaml`."""
     return _read("recipe", recipe, records.ROOT / "studies" / "recipes")
 
@@ -107,7 +108,7 @@ def _read(kind, name, folder):
     return strict_yaml.read(files[name], kind)
 
 
-def plan(study):
+def plan(study: str) -> dict[str, Planned]:
     """{name: Planned} of a study; a parameter given as a list is an axis.
 
     What a study file says of all its runs overrides the recipe, and what it says of one run
@@ -160,12 +161,12 @@ def _label(key, value):
     return text if isinstance(value, str) else f"{key}{text}"
 
 
-def results_notebook(study):
+def results_notebook(study: str) -> str:
     """The notebook that reads the records of a finished study and draws its figures."""
     return _load_or_nothing(study).get("results", "05_results")
 
 
-def context(study):
+def context(study: str) -> dict:
     """What a table shows beside the records: {"published": ..., "missing": ...}.
 
     published is {recipe: perplexity}, as the study file quotes it; missing is {recipe: model that
@@ -237,12 +238,12 @@ def _linked(content, link, values):
     return _planned(content, notebook, theirs)
 
 
-def declared_parameters(notebook):
+def declared_parameters(notebook: str) -> list[str]:
     """Names in the cell tagged `parameters` of `notebooks/<notebook>.ipynb`."""
     return parameters.assigned(_cells(notebook, tag="parameters")[0])
 
 
-def code_hash(notebook):
+def code_hash(notebook: str) -> str:
     """Hash of a notebook's code, blind to its outputs and prose."""
     return hashlib.sha256("\n".join(_cells(notebook)).encode()).hexdigest()[:16]
 
@@ -260,7 +261,7 @@ def _cells_of(path, _changed, tag):
     return ["".join(cell["source"]) for cell in tagged]
 
 
-def require(link, p):
+def require(link: str, p: dict) -> dict | None:
     """Record of the run that parameter `link` names; a notebook makes it if it is not there yet.
 
     Args:
@@ -297,7 +298,7 @@ def require(link, p):
     return record
 
 
-def execute(run, folder):
+def execute(run: Planned, folder: Path) -> None:
     """Run a notebook in a kernel of its own, exactly as a study would."""
     import papermill
 
@@ -318,7 +319,7 @@ def execute(run, folder):
         raise RuntimeError(f"{run.name} failed: {error.ename}: {error.evalue}") from error
 
 
-def model_of(link, p):
+def model_of(link: str, p: dict) -> str | Path:
     """The model that a link names, or `model` if it is empty: a folder, or a name to load."""
     link = link if p[link] else "model"
     record = require(link, p)

@@ -1,5 +1,7 @@
 """Records to data frames, and data frames to the tables people read."""
 
+from collections.abc import Callable, Iterator
+
 import pandas as pd
 
 # criterion -> (what the reader calls it, colour, marker)
@@ -42,7 +44,9 @@ METHODS = {
 _ASIDE = ("00_pretraining", "04_size_and_speed", "06_criteria")
 
 
-def frame(records, published=None, missing=None):
+def frame(
+    records: list[dict], published: dict | None = None, missing: dict | None = None
+) -> pd.DataFrame:
     """One row a record.
 
     Args:
@@ -82,7 +86,7 @@ def frame(records, published=None, missing=None):
     return table
 
 
-def curve(records):
+def curve(records: list[dict]) -> pd.DataFrame:
     """One row a point of the one-shot curves: sparsity, scope, criterion, seed, perplexity."""
     rows = [
         {key: row[key] for key in ("sparsity", "scope", "criterion")}
@@ -93,7 +97,7 @@ def curve(records):
     return pd.DataFrame(rows, columns=["sparsity", "scope", "criterion", "seed", "perplexity"])
 
 
-def with_one_shot(table, curve):
+def with_one_shot(table: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
     """Runs by criterion and level, each beside what the same cut gives without retraining.
 
     Args:
@@ -117,7 +121,7 @@ def with_one_shot(table, curve):
     return rows
 
 
-def summary(table):
+def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds of each recipe and sparsity, with the standard deviation and the count."""
     groups = table.groupby(["recipe", "sparsity"], sort=False)
     return groups.agg(
@@ -128,13 +132,13 @@ def summary(table):
     ).reset_index()  # fmt: skip
 
 
-def headings(table):
+def headings(table: pd.DataFrame) -> tuple[str, ...]:
     """Column titles of `rows`; a study that re-does another one has one more."""
     extra = ("published",) if table.attrs["published"] else ()
     return ("model", "sparsity", *extra, "perplexity", "x control", "test", "records")
 
 
-def rows(table, link):
+def rows(table: pd.DataFrame, link: Callable) -> Iterator[tuple[str, ...]]:
     """Formatted cells of the summary, in the order of `headings`.
 
     Args:
@@ -161,7 +165,7 @@ def rows(table, link):
         )
 
 
-def markdown(table, folder):
+def markdown(table: pd.DataFrame, folder: str) -> str:
     """The table of README and notebook; `folder` is the address of the records."""
     cells = rows(table, lambda run, seed: f"[{seed}]({folder}/{run}.json)")
     titles = headings(table)
@@ -169,7 +173,7 @@ def markdown(table, folder):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def plain(table):
+def plain(table: pd.DataFrame) -> str:
     """The table for a terminal."""
     lines = [headings(table)[:-1], *(cells[:-1] for cells in rows(table, lambda run, seed: ""))]
     return "\n".join(
@@ -177,7 +181,7 @@ def plain(table):
     )
 
 
-def answer(table):
+def answer(table: pd.DataFrame) -> str:
     """The study's answer in sentences, made of its numbers; '' while runs are missing."""
     means = summary(table).set_index(["recipe", "sparsity"])
     lines = []
@@ -194,6 +198,6 @@ def answer(table):
     return "\n".join(lines)
 
 
-def number(value):
+def number(value: float) -> str:
     """Three to four significant digits; `inf` where the exponential overflowed."""
     return f"{value:.2f}" if value < 100 else f"{value:,.0f}" if value < 1e6 else f"{value:.0e}"

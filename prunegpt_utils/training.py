@@ -8,6 +8,7 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from prunegpt_utils import sharding
 from prunegpt_utils.criteria import calibrate, known_gradients
@@ -63,7 +65,7 @@ class Pruning:
     rounds: int = 0
     regrow: float = 0.0
 
-    def sparsity(self, step, steps):
+    def sparsity(self, step: int, steps: int) -> float | None:
         """Sparsity that holds during `step` of `steps`; None before pruning begins."""
         if self.rounds:
             done = min(step * self.rounds // max(steps, 1) + 1, self.rounds)
@@ -76,12 +78,12 @@ class Pruning:
         progress = (step - begin) // every * every / (end - begin)
         return cubic_sparsity(progress, self.start, self.final)
 
-    def redraws(self, step, steps):
+    def redraws(self, step: int, steps: int) -> bool:
         """Whether masks change at `step` although the sparsity may not."""
         begin, end, every = self._times(steps)
         return bool(self.regrow) and begin <= step <= end and (step - begin) % every == 0
 
-    def settled(self, step, steps):
+    def settled(self, step: int, steps: int) -> bool:
         """Whether what is removed stays removed."""
         return step > self._times(steps)[1]
 
@@ -89,7 +91,7 @@ class Pruning:
         begin, end = round(self.prune_from * steps), round(self.prune_until * steps)
         return begin, end, max(1, (end - begin) // self.updates)
 
-    def decay(self, step, steps):
+    def decay(self, step: int, steps: int) -> float:
         """By how much removed weights decay at `step`, as a factor on them in the gradient."""
         begin, end, _ = self._times(steps)
         return self.regrow * min(1.0, (step - begin) / max(1, end - begin))
@@ -131,9 +133,10 @@ class Plan:
 
 
 def train(
-    model, windows, validation, folder, plan, teacher=None, *,
-    cache=None, save_every=60, compiled=False, label="training",
-):  # fmt: skip
+    model: PreTrainedModel, windows: torch.Tensor, validation: torch.Tensor, folder: Path,
+    plan: Plan, teacher: PreTrainedModel | None = None, *, cache: Path | None = None,
+    save_every: float = 60, compiled: bool = False, label: str = "training",
+) -> dict:  # fmt: skip
     """Train `model` in place, prune it on the way if asked, and leave the best version in it.
 
     What was trained before with equal arguments (weights, text, plan, teacher) is loaded instead;
@@ -250,7 +253,10 @@ class _Objective(torch.nn.Module):
         return batch_loss(self.model, rows, self.plan, self.teacher[0], said)
 
 
-def batch_loss(model, rows, plan, teacher=None, said=None):
+def batch_loss(
+    model: PreTrainedModel, rows: torch.Tensor, plan: Plan, teacher: PreTrainedModel | None = None,
+    said: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Mean training loss of some windows.
 
     Args:
@@ -292,7 +298,7 @@ def _rounded(hidden, plan):
     return hidden.to(torch.bfloat16) if plan.precision == "bf16" else hidden
 
 
-def calibration_batches(windows, plan, batches=16):
+def calibration_batches(windows: torch.Tensor, plan: Plan, batches: int = 16) -> list[torch.Tensor]:
     """The first batches of training text, on which a criterion looks at the model at rest.
 
     Args:
@@ -305,7 +311,9 @@ def calibration_batches(windows, plan, batches=16):
     return [windows[row] for row in rows]
 
 
-def steps_within(minutes, model, windows, plan, trials=6):
+def steps_within(
+    minutes: float, model: PreTrainedModel, windows: torch.Tensor, plan: Plan, trials: int = 6
+) -> int:
     """Optimizer steps that fit into a time, from the measured length of a few of them.
 
     Args:
@@ -330,7 +338,7 @@ def steps_within(minutes, model, windows, plan, trials=6):
     return max(1, int(60 * minutes / statistics.median(seconds[1:])))
 
 
-def choose_precision(wanted="auto"):
+def choose_precision(wanted: str = "auto") -> str:
     """`auto` is bf16 where the processor multiplies it natively, else float32."""
     if wanted != "auto":
         return wanted
@@ -339,7 +347,7 @@ def choose_precision(wanted="auto"):
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
-def count_steps(steps, epochs, windows, batch):
+def count_steps(steps: int, epochs: float, windows: torch.Tensor, batch: int) -> int:
     """Optimizer steps: `steps`, or if `epochs` is not 0 those of so many passes over the windows.
 
     Args:
@@ -349,7 +357,7 @@ def count_steps(steps, epochs, windows, batch):
     return max(1, round(epochs * len(windows) / batch)) if epochs else steps
 
 
-def lr_factor(step, plan):
+def lr_factor(step: float, plan: Plan) -> float:
     """Fraction of the peak learning rate: linear warm-up, then cosine or linear decay to 0."""
     rounds = (plan.pruning and plan.pruning.rounds) or 1
     steps = plan.steps / rounds  # each round starts again
@@ -360,7 +368,7 @@ def lr_factor(step, plan):
     return 1 - progress if plan.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def batch_rows(n, batch, index, seed):
+def batch_rows(n: int, batch: int, index: int, seed: int) -> list[int]:
     """Rows of micro-batch `index`: consecutive slices of one permutation an epoch.
 
     A function of its arguments alone, so that a resumed run needs no sampler state.
@@ -395,6 +403,9 @@ class _Run:
     `live` is the model that learns: `model` itself, or where the processes share one model between
     them its sharded copy, from which `collect` fills `model` when it is to be looked at.
     """
+
+    batches: list
+    loss: Callable
 
     def __init__(self, model, folder, plan, arguments, together, teacher):
         self.sharded = sharding.wanted() and together.num_processes > 1

@@ -1,0 +1,194 @@
+"""What the documents say is true: their code runs, their links lead somewhere."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+import yaml
+from conftest import ONE_THREAD, ROOT
+
+from prunegpt_utils import criteria, models, records, tables
+from prunegpt_utils.parameters import ParameterError
+
+GUIDE = ROOT / "docs" / "bring-your-own.md"
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+SMALLER = {  # what the guide says -> what the tests run instead
+    "seed: [0, 1, 2]": "batch: 2",
+    "    dense:": "    dense: {steps: 2}",
+    "    control:": "    control: {steps: 2}",
+    "sparsity: [0.5, 0.9]": "steps: 2, sparsity: [0.9]",
+    "-p block 64": "-p block 64 -p steps 2 -p batch 2 -p start '' -p curve ''",
+}
+
+
+def blocks(path, language):
+    """Fenced blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text("utf-8"), re.M | re.S)
+
+
+def smaller(text, data):
+    """A block of the guide at the size of a test, with the reader's folders in `data`."""
+    for said, run in SMALLER.items():
+        text = text.replace(said, run)
+    return text.replace("/data/", f"{data}/")
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """The reader's own text and model."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "letters").mkdir()
+    names = sorted(topics)
+    for split, chosen in {"train": names[:24], "valid": names[24:28], "test": names[28:32]}.items():
+        text = "\n".join(topics[name] for name in chosen)
+        (folder / "letters" / f"{split}.txt").write_text(text, "utf-8")
+    shutil.copytree(models.BASE, folder / "my-model")
+    return folder
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    monkeypatch.setattr(criteria, "CRITERIA", dict(criteria.CRITERIA))
+
+
+def test_the_guide_s_python_runs(mine, tmp_path, monkeypatch, own_registry, capsys):
+    (tmp_path / "my_criteria.py").write_text(criterion_file(), "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    space = {}
+    for code in blocks(GUIDE, "python"):
+        exec(compile(smaller(code, mine), str(GUIDE), "exec"), space)
+    sys.modules.pop("my_criteria")
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in said] == ["relative", "magnitude", "random"]
+    assert all(float(line[1]) == pytest.approx(0.5, abs=1e-3) for line in said)
+    assert len({line[2] for line in said}) == 3  # three rankings, three models
+
+
+def criterion_file():
+    (code,) = [code for code in blocks(GUIDE, "python") if code.startswith("# my_criteria.py")]
+    return code
+
+
+def test_a_criterion_takes_less_than_twenty_lines():
+    assert len(criterion_file().splitlines()) < 20
+
+
+IMPORT = "from prunegpt_utils.criteria import criterion\n"
+MINE = IMPORT + "criterion('mine')(lambda weight, facts: weight.abs())"
+
+
+def test_a_file_of_criteria_reaches_every_process(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    asks = (
+        "from prunegpt_utils import parameters, records\n"
+        "print(parameters.check('criterion', 'mine'), records.environment()['own_criteria'])"
+    )
+    environment = os.environ | {"PRUNEGPT_CRITERIA": str(tmp_path / "mine.py")}
+    done = subprocess.run(
+        [sys.executable, "-c", asks], env=environment, capture_output=True, text=True, check=True
+    )
+    digest = hashlib.sha256(MINE.encode()).hexdigest()
+    assert done.stdout.strip() == f"mine {{'mine.py': '{digest}'}}"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("oh no", "mine.py' does not load: SyntaxError"),
+        ("import nothing_there", "does not load: ModuleNotFoundError: No module named 'nothing"),
+        (IMPORT + "criterion('magnitude')(min)", "registers 'magnitude', a name that is taken"),
+        (IMPORT + "criterion('mine', needs='luck')(min)", "needs: 'luck' must be gradients, inputs"),
+    ],
+)  # fmt: skip
+def test_a_file_of_criteria_that_is_wrong_is_one_line(
+    tmp_path, monkeypatch, own_registry, code, said
+):
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.setenv("PRUNEGPT_CRITERIA", str(tmp_path / "mine.py"))
+    with pytest.raises(ParameterError) as error:
+        criteria._own()
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("rule", [lambda w, f: w.abs().sum(0), lambda w, f: w / 0 * 0])
+def test_a_criterion_that_scores_no_weights_is_one_line(model, own_registry, rule):
+    criteria.criterion("broken")(rule)
+    with pytest.raises(ParameterError, match="criterion: 'broken' must give each weight of .* a"):
+        criteria.scores(model, "broken")
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project with this environment in it, where the guide can write its files."""
+    for name in ("notebooks", "prunegpt_utils", "studies"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+        os.utime(tmp_path / name, (0, 0))  # older than the environment: nothing to install
+    (tmp_path / ".venv").mkdir()
+    for part in Path(sys.prefix).iterdir():
+        (tmp_path / ".venv" / part.name).symlink_to(part)
+    (tmp_path / ".venv" / "installed").unlink(missing_ok=True)
+    (tmp_path / ".venv" / "installed").touch()
+    return tmp_path
+
+
+@pytest.mark.system
+def test_the_guide_s_commands_run(mine, project, runs_folder):
+    """From one run to a study with a table and a model to take along."""
+    (project / "my_criteria.py").write_text(criterion_file(), "utf-8")
+    (study,) = blocks(GUIDE, "yaml")
+    (project / "studies" / "mine.yaml").write_text(smaller(study, mine), "utf-8")
+    environment = os.environ | ONE_THREAD | {"PYTHONPATH": str(project)}
+    for command in blocks(GUIDE, "sh"):
+        done = subprocess.run(
+            ["sh", "-ec", smaller(command, mine)], cwd=project, env=environment,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    (file,) = (runs_folder / "try" / "records").glob("gradual-s80-seed0.json")
+    assert list(records.read(file)["environment"]["own_criteria"]) == ["my_criteria.py"]
+    table = tables.plain(tables.frame(records.read_study("mine")[0]))
+    assert "gradual-relative" in table and "gradual-magnitude" in table
+    assert (runs_folder / "mine/exports/gradual-relative-s90-seed0/README.md").exists()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_links_and_names_lead_somewhere(path):
+    text = path.read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+    for target in re.findall(r"`make ([a-z0-9-]+)", text):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+    for fenced in blocks(path, "sh"):
+        for target in re.findall(r"\bmake ([a-z0-9-]+)", fenced):
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+    for name in re.findall(r"`((?:prunegpt_utils|studies|notebooks|tests|docs)/[\w./-]+)`", text):
+        assert (ROOT / name).exists() or "*" in name, name
+
+
+def test_messages_in_the_faq_are_those_of_the_code():
+    """Each error that the FAQ explains, with … for what varies, is one that the code can say."""
+    code = " ".join(path.read_text("utf-8") for path in (ROOT / "prunegpt_utils").glob("*.py"))
+    code = re.sub(r'"\s+f?"', "", code)  # texts that go on in the next line
+    quoted = re.findall(r"^\*\*`(\w+[\w ]*: ….+?)`", (ROOT / "docs/faq.md").read_text(), re.M)
+    assert len(quoted) == 5
+    for part in (part.strip() for message in quoted for part in message.split("…")[1:]):
+        assert part in code, part
+
+
+def test_the_citation_is_valid():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert {"cff-version", "message", "title", "authors", "type"} <= set(cited)
+    assert cited["cff-version"] == "1.2.0" and cited["type"] == "software"
+    for work in cited["references"]:
+        assert {"type", "title", "authors"} <= set(work)
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{cited["version"]}"' in project
