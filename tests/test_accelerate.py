@@ -107,7 +107,7 @@ def test_two_processes_train_as_one(alone, tmp_path, launcher):
         command.append("notebook")
     environment = os.environ | ONE_THREAD | {"HF_HOME": str(tmp_path / "hub")}
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = history(alone), history(tmp_path)  # one folder with one training in it
