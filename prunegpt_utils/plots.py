@@ -49,7 +49,7 @@ def points(figure):
     """
     rows = []
     for axes in figure.axes:
-        panel = axes.get_title(loc="left") or axes.get_title() or axes.get_ylabel()
+        panel = _title(axes)
         for line in axes.lines:
             level = line.get_transform() != axes.transData
             pairs = [("", line.get_ydata()[0])] if level else line.get_xydata().tolist()
@@ -72,24 +72,29 @@ def points(figure):
 
 def description(figure):
     """Alternative text: what the axes are, and where each series begins and ends, in numbers."""
-    said = []
-    axes = {axes.get_title(loc="left") or axes.get_title() or axes.get_ylabel(): axes
-            for axes in figure.axes}  # fmt: skip
+    said, axes = [], {_title(axes): axes for axes in figure.axes}
     for panel, rows in points(figure).groupby("panel", sort=False):
         place = axes[panel]
-        names = [name for name in (place.get_ylabel(), place.get_xlabel()) if name]
-        said.append(f"{panel}: {' against '.join(names)}" if names else panel)
+        names = [place.get_ylabel(), place.get_xlabel() or figure.axes[-1].get_xlabel()]
+        said.append(": ".join(dict.fromkeys([panel, " against ".join(filter(None, names))])))
         for series, mine in rows.groupby("series", sort=False):
             first, last = (_said(place, mine.iloc[end]) for end in (0, -1))
             said.append(f"{series}: {first}" + (f" to {last}" if len(mine) > 1 else ""))
-    return ". ".join(said)
+    return ". ".join(filter(None, said))
+
+
+def _title(axes):
+    return axes.get_title(loc="left") or axes.get_title() or axes.get_ylabel()
 
 
 def _said(axes, row):
-    """One point in words; where x is a number, as its axis writes it."""
-    if isinstance(row.x, str):
-        return f"{number(row.y)} ({row.x})" if row.x else number(row.y)
-    return f"{number(row.y)} at {axes.xaxis.get_major_formatter()(row.x)}"
+    """One point in words; its x as the axis writes it, where the axis has a way of its own."""
+    if row.x == "":
+        return number(row.y)
+    write = axes.xaxis.get_major_formatter()
+    own = isinstance(write, FuncFormatter) and not isinstance(row.x, str)
+    x = write(row.x) if own else row.x if isinstance(row.x, str) else f"{row.x:.3g}"
+    return f"{number(row.y)} at {x}"
 
 
 def perplexity_by_sparsity(table, curve, title):

@@ -71,16 +71,19 @@ def _original(path, folder):
 
 
 def _record_page(folder, study, record, pages):
-    aside = {"run", "study", "sample", "recipe", "seed", "notebook", "started", "seconds"}
-    order = ("metrics", "sparsity", "gain", "behind", "training", "parameters", "matrices")
-    names = [name for name in order if record.get(name)]
-    names += [name for name in record if name not in aside.union(order)]
-    told = {name: record[name] for name in ("study", "notebook", "seed", "started", "seconds")}
-    name = record["run"]
-    sample = Markup(samples.html([record] if record.get("sample") else []))  # noqa: S704
+    first = ("metrics", "sparsity", "gain", "behind", "training", "parameters", "matrices")
+    parts = {name: record.get(name) for name in first}
+    parts |= {name: value for name, value in record.items() if isinstance(value, dict | list)}
+    lists = {
+        f"{part}: {name}": rows
+        for part, values in parts.items() if isinstance(values, dict)
+        for name, rows in values.items() if isinstance(rows, list)
+    }  # fmt: skip
+    sample, name = [record] if parts.pop("sample", None) else [], record["run"]
+    alone = {key: value for key, value in record.items() if not isinstance(value, dict | list)}
     _put(
-        folder / f"{name}.html", "record.html", study, name, "../", record=record, sample=sample,
-        parts=[("run", told), *((part, record[part]) for part in names)],
+        folder / f"{name}.html", "record.html", study, name, "../", record=record,
+        parts={"run": alone, **parts, **lists}, sample=Markup(samples.html(sample)),  # noqa: S704
         page=f"{name}.html" if name in pages else "",
     )  # fmt: skip
 
@@ -102,7 +105,7 @@ def _index(target, study, found, notebooks):
 
 def _rows(table):
     """Headings and rows of the table; the number of each seed leads to its record."""
-    value = table.set_index("run").perplexity
+    value = {} if table.empty else table.set_index("run").perplexity
     *headings, _ = tables.headings(table)
     rows = []
     for *texts, links in tables.rows(table, lambda run, seed: f"{run}:{seed}"):
@@ -188,7 +191,7 @@ def _list_studies(folder):
     for index in sorted(folder.glob("*/report/index.html")):
         name = index.parent.parent.name
         found = [records.read(path) for path in sorted(index.parent.glob("records/*.json"))]
-        answer = _bullets(tables.answer(tables.frame(found)))
+        answer = _bullets(tables.answer(tables.frame(found))) if found else ""
         known.append({"name": name, "records": len(found), "answer": answer})
     first = f"{known[0]['name']}/report/"
     _put(folder / "index.html", "studies.html", known[0]["name"], "Studies", first, studies=known)
