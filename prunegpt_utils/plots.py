@@ -28,11 +28,76 @@ def style() -> None:
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
-    """Write PNG and SVG whose bytes depend on the data alone; return the PNG's path."""
+    """Write PNG, SVG and the drawn data as CSV, bytes that depend on the data alone.
+
+    PNG and SVG carry `description` with them, where a page finds its alternative text.
+
+    Returns:
+        Path of the PNG.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    said = {"Title": name, "Description": description(figure)}
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None, **said})
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None, **said})
+    points(figure).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
     return folder / f"{name}.png"
+
+
+def points(figure: Figure) -> pd.DataFrame:
+    """The data of a figure as it is drawn.
+
+    Returns:
+        DataFrame with panel (title), series, x, y: a row a point of a line that has a label (x is
+        empty where the line is level, from edge to edge), or a row a cell of a heat map.
+    """
+    rows = []
+    for axes in figure.axes:
+        panel = _title(axes)
+        for line in axes.lines:
+            level = line.get_transform() != axes.transData
+            pairs = [("", line.get_ydata()[0])] if level else line.get_xydata().tolist()
+            named = not line.get_label().startswith("_")
+            rows += [(panel, line.get_label(), x, y) for x, y in pairs if named]
+        for mesh in axes.collections:
+            if isinstance(mesh, matplotlib.collections.QuadMesh):
+                across, down = (
+                    [text.get_text() for text in labels]
+                    for labels in (axes.get_xticklabels(), axes.get_yticklabels())
+                )
+                values = mesh.get_array().reshape(len(down), len(across)).tolist()
+                rows += [
+                    (panel, name, x, value)
+                    for name, cells in zip(down, values, strict=True)
+                    for x, value in zip(across, cells, strict=True)
+                ]
+    return pd.DataFrame(rows, columns=["panel", "series", "x", "y"])
+
+
+def description(figure: Figure) -> str:
+    """Alternative text: what the axes are, and where each series begins and ends, in numbers."""
+    said, axes = [], {_title(axes): axes for axes in figure.axes}
+    for panel, rows in points(figure).groupby("panel", sort=False):
+        place = axes[panel]
+        names = [place.get_ylabel(), place.get_xlabel() or figure.axes[-1].get_xlabel()]
+        said.append(": ".join(dict.fromkeys([panel, " against ".join(filter(None, names))])))
+        for series, mine in rows.groupby("series", sort=False):
+            first, last = (_said(place, mine.iloc[end]) for end in (0, -1))
+            said.append(f"{series}: {first}" + (f" to {last}" if len(mine) > 1 else ""))
+    return ". ".join(filter(None, said))
+
+
+def _title(axes):
+    return axes.get_title(loc="left") or axes.get_title() or axes.get_ylabel()
+
+
+def _said(axes, row):
+    """One point in words; its x as the axis writes it, where the axis has a way of its own."""
+    if row.x == "":
+        return number(row.y)
+    write = axes.xaxis.get_major_formatter()
+    own = isinstance(write, FuncFormatter) and not isinstance(row.x, str)
+    x = write(row.x) if own else row.x if isinstance(row.x, str) else f"{row.x:.3g}"
+    return f"{number(row.y)} at {x}"
 
 
 def perplexity_by_sparsity(table: pd.DataFrame, curve: pd.DataFrame, title: str) -> Figure:
@@ -41,7 +106,7 @@ def perplexity_by_sparsity(table: pd.DataFrame, curve: pd.DataFrame, title: str)
     Args:
         table: of `tables.frame`.  curve: of `tables.curve`.  title: str.
     """
-    figure, axes = plt.subplots(figsize=(8.6, 5.2))
+    figure, axes = plt.subplots(figsize=(7.4, 4.8))
     means = summary(table)
     floor = means[means.recipe == "control"].perplexity.mean()
     shot = curve[(curve.scope == "global") & (curve.criterion == "fisher")]
@@ -52,11 +117,13 @@ def perplexity_by_sparsity(table: pd.DataFrame, curve: pd.DataFrame, title: str)
         rows = means[means.recipe == recipe].sort_values("sparsity")
         if len(rows):
             _line(axes, rows.sparsity, rows.perplexity, rows.spread, recipe)
+    level = {}
     for recipe, dashes in (("zero-shot", (0, (1, 2))), ("control", (0, (6, 3)))):
         rows = means[means.recipe == recipe]
         if len(rows):
             label, colour, _ = METHODS[recipe]
-            axes.axhline(rows.perplexity.mean(), color=colour, linestyle=dashes, linewidth=1.4)
+            line = axes.axhline(rows.perplexity.mean(), color=colour, linestyle=dashes, lw=1.4)
+            level[line] = label
             below = recipe == "control"
             height = rows.perplexity.mean() * (0.985 if below else 1.015)
             axes.text(
@@ -70,6 +137,8 @@ def perplexity_by_sparsity(table: pd.DataFrame, curve: pd.DataFrame, title: str)
     _percent(axes)
     _plain_log(axes.yaxis)
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.97), fontsize=9.5)
+    for line, label in level.items():  # after the legend, which is not to repeat them
+        line.set_label(label)
     return figure
 
 
@@ -271,6 +340,37 @@ def mask_picture(masks: list, titles: list[str]) -> Figure:
         panel.set(xticks=[], yticks=[])
         panel.grid(visible=False)
     figure.tight_layout()
+    return figure
+
+
+def perplexity_by_bytes(costs: pd.DataFrame) -> Figure:
+    """What compression costs: perplexity (log) against bytes, what nothing beats ringed.
+
+    Args:
+        costs: of `tables.costs`.
+    """
+    figure, axes = plt.subplots(figsize=(7.4, 4.8))
+    for recipe, rows in costs.groupby("recipe", sort=False):
+        label, colour, marker = METHODS.get(recipe, (recipe, "#777777", "o"))
+        x, y = rows.bytes / 1e6, rows.perplexity
+        axes.plot(x, y, "-", marker=marker, color=colour, label=label, markersize=6)
+    front = costs[costs.front].sort_values("bytes")
+    axes.plot(
+        front.bytes / 1e6, front.perplexity, "o", color=INK, fillstyle="none", markersize=13,
+        label="Pareto front: nothing is both smaller and better",
+    )  # fmt: skip
+    for row in front.itertuples():
+        axes.annotate(
+            f"{100 * row.sparsity:.0f} %" if row.sparsity else "dense",
+            (row.bytes / 1e6, row.perplexity), (9, 6), textcoords="offset points", fontsize=9,
+        )  # fmt: skip
+    axes.set(
+        yscale="log", xlabel="megabytes: values that are not zero, and a bit a weight to find them",
+        ylabel="validation perplexity", title="What a byte buys",
+    )  # fmt: skip
+    axes.set_xlim(left=0)
+    _plain_log(axes.yaxis)
+    axes.legend(fontsize=9)
     return figure
 
 

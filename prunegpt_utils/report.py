@@ -1,95 +1,201 @@
-"""Self-contained HTML of executed notebooks, an index, and what gets published."""
+"""The report of a study, an index with a page a record and a notebook; publishing."""
 
 import base64
-import html
 import re
 import shutil
 from pathlib import Path
 
+import mistune
 import nbformat
+import pandas as pd
+from markupsafe import Markup
 
-from prunegpt_utils import records, studies, tables
+import prunegpt_utils
+from prunegpt_utils import records, samples, studies, tables
 from prunegpt_utils.audit import problems
+from prunegpt_utils.pages import documentation, notebook_html, render
 from prunegpt_utils.parameters import ParameterError
 
-STYLE = Path(__file__).with_name("report.css")
-FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$([^$\n]+?)\$(?!\w)", re.S)
+_FIRST = ("perplexity", "bytes", "one-shot", "layers", "training")  # figures, in this order
+_METHOD = (  # parameters that tell one recipe from another; the first ones say how it is trained
+    "steps", "epochs", "lr", "batch", "sparsity_start", "prune_from", "prune_until", "block",
+    "criterion", "scope", "teacher", "alpha", "temperature",
+)  # fmt: skip
 
 
 def build(study: str) -> Path:
-    """Write the report of a study below its folder; return the path of its index."""
+    """Write the report of a study, beside its place and then into it, and the list of studies.
+
+    Without a run on this machine it is made of the published records and figures, and of the
+    notebooks as they are in the repository.
+
+    Returns:
+        Path of its index.
+    """
     folder = records.study_folder(study)
     found, source = records.read_study(study)
-    target = folder / "report"
+    mine = source.parent == folder
+    part, target = folder / "report.part", folder / "report"
+    shutil.rmtree(part, ignore_errors=True)
+    hidden = shutil.ignore_patterns(".*", "plan.*")
+    shutil.copytree(source, part / "records", ignore=hidden)
+    figures = folder / "figures" if mine else records.ROOT / "figures" / study
+    if figures.exists():
+        shutil.copytree(figures, part / "figures", ignore=hidden)
+    books = sorted((folder if mine else records.ROOT).glob("notebooks/*.ipynb"))
+    names = {path.stem for path in books}
+    for path in books:
+        shown = {
+            "record": (source / f"{path.stem}.json").exists(),
+            "original": _original(path, folder),
+        }
+        body = Markup(notebook_html(path, names))  # noqa: S704
+        _put(part / f"{path.stem}.html", "notebook.html", study, path.stem, body=body, **shown)
+    for record in found:
+        _record_page(part / "records", study, record, names)
+    _put(part / "api.html", "api.html", study, "Functions", modules=documentation(prunegpt_utils))
+    _index(part, study, found, {path.stem: _original(path, folder) for path in books})
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(
-        source, target / "records", ignore=lambda _, names: [n for n in names if n[0] == "."]
-    )
-    pages = sorted((folder / "notebooks").glob("*.ipynb"))
-    for path in pages:
-        page = _page(path.stem, notebook_html(path))
-        (target / f"{path.stem}.html").write_text(page, "utf-8")
-    body = _index(
-        study,
-        tables.frame(found, **studies.context(study)),
-        folder / "figures",
-        {path.stem for path in pages},
-    )
-    (target / "index.html").write_text(_page(f"PruneGPT: {study}", body), "utf-8")
+    part.rename(target)
+    _list_studies(folder.parent)
     return target / "index.html"
 
 
-def notebook_html(path: str | Path) -> str:
-    """Body of an executed notebook as HTML: formulas as MathML, images inside, no scripts."""
-    from latex2mathml.converter import convert
-    from nbconvert import HTMLExporter
-
-    notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = FORMULA.sub(
-                lambda match: convert(match[1] or match[2], "block" if match[1] else "inline"),
-                cell.source,
-            )
-            cell.source = re.sub(
-                r"\]\(\w+\.ipynb\)|\]\(\.\./README\.md\)", "](index.html)", cell.source
-            )
-    exporter = HTMLExporter(
-        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
-    )
-    body, _ = exporter.from_notebook_node(notebook)
-    return re.sub(r"<script.*?</script>", "", body, flags=re.S)
+def _put(path, template, study, title, root="", **values):
+    text = render(template, study=study, title=title, root=root, **values)
+    path.write_text(text, "utf-8")
 
 
-def _index(study, table, figures, pages):
-    def link(run, seed):
-        record = f'<a href="records/{run}.json">record</a>'
-        return f'<a href="{run}.html">seed {seed}</a> ({record})' if run in pages else record
-
-    cells = [html.escape(heading) for heading in tables.headings(table)]
-    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in cells) + "</tr>"]
-    for *texts, links in tables.rows(table, link):
-        cells = [html.escape(text) for text in texts] + [links]
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    image = base64.b64encode((figures / "perplexity.png").read_bytes()).decode()
-    return (
-        "<h1>How far can GPT-2 be compressed before it forgets how to write, and what brings it "
-        f"back?</h1><p>Study <b>{html.escape(study)}</b>. Perplexity on the validation text, lower "
-        "is better; <i>x control</i> compares with the dense model that got as many extra steps. "
-        "Every number comes from a record that one executed notebook wrote; the last column leads "
-        f'to both. <a href="{studies.results_notebook(study)}.html">All results</a></p>'
-        f'<img alt="perplexity against sparsity" src="data:image/png;base64,{image}">'
-        f'<div class="wide"><table>{"".join(lines)}</table></div>'
-    )
+def _original(path, folder):
+    """Where a report finds a notebook of its own study; '' for one of the repository."""
+    return f"../notebooks/{path.name}" if folder in path.parents else ""
 
 
-def _page(title, body):
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE.read_text('utf-8')}</style></head>"
-        f'<body><nav><a href="index.html">PruneGPT</a></nav><main>{body}</main></body></html>'
-    )
+def _record_page(folder, study, record, pages):
+    first = ("metrics", "sparsity", "gain", "behind", "training", "parameters", "matrices")
+    parts = {name: record.get(name) for name in first}
+    parts |= {name: value for name, value in record.items() if isinstance(value, dict | list)}
+    lists = {
+        f"{part}: {name}": rows
+        for part, values in parts.items() if isinstance(values, dict)
+        for name, rows in values.items() if isinstance(rows, list)
+    }  # fmt: skip
+    sample, name = [record] if parts.pop("sample", None) else [], record["run"]
+    alone = {key: value for key, value in record.items() if not isinstance(value, dict | list)}
+    _put(
+        folder / f"{name}.html", "record.html", study, name, "../", record=record,
+        parts={"run": alone, **parts, **lists}, sample=Markup(samples.html(sample)),  # noqa: S704
+        page=f"{name}.html" if name in pages else "",
+    )  # fmt: skip
+
+
+def _index(target, study, found, notebooks):
+    table = tables.frame(found, **studies.context(study))
+    table.to_csv(target / "table.csv", index=False)
+    headings, rows = _rows(table)
+    results = studies.results_notebook(study)
+    _put(
+        target / "index.html", "index.html", study, f"{study}: how far can GPT-2 be compressed?",
+        count=len(found), answer=_bullets(tables.answer(table)), headings=headings, rows=rows,
+        figures=_figures(target / "figures"), methods=_methods(found), environment=_machines(found),
+        samples=Markup(samples.html(samples.chosen(found))),  # noqa: S704
+        results=results if results in notebooks else "",
+        notebooks=[{"name": name, "original": path} for name, path in notebooks.items()],
+    )  # fmt: skip
+
+
+def _rows(table):
+    """Headings and rows of the table; the number of each seed leads to its record."""
+    value = {} if table.empty else table.set_index("run").perplexity
+    *headings, _ = tables.headings(table)
+    rows = []
+    for *texts, links in tables.rows(table, lambda run, seed: f"{run}:{seed}"):
+        pairs = [pair.rsplit(":", 1) for pair in links.split()]
+        rows.append({
+            "cells": [{"text": text, "value": _sortable(text)} for text in texts],
+            "links": [
+                {"page": f"records/{run}.html", "seed": seed, "text": tables.number(value[run])}
+                for run, seed in pairs
+            ],
+        })  # fmt: skip
+    return headings, rows
+
+
+def _sortable(text):
+    """The number that a cell begins with, `none` being zero; its text if it has none."""
+    number = re.match(r"(inf|[\d.,]+(e\+?\d+)?)", text.replace("none", "0"))
+    return number[0].replace(",", "").replace("inf", "Infinity") if number else text
+
+
+def _bullets(text):
+    """Markdown of `tables.answer` as HTML, all else in it escaped."""
+    return Markup(mistune.create_markdown(escape=True)(text))  # noqa: S704
+
+
+def _figures(folder):
+    """What the results notebook drew, the answer first, each with its alternative text."""
+    from PIL import Image
+
+    names = {path.stem for path in folder.glob("*.svg")}
+    order = [name for name in _FIRST if name in names] + sorted(names.difference(_FIRST))
+    found = []
+    for name in order:
+        with Image.open(folder / f"{name}.png") as image:
+            said = image.info.get("Description", name)
+        image = base64.b64encode((folder / f"{name}.svg").read_bytes()).decode()
+        files = sorted(path.name for path in folder.glob(f"{name}.*"))
+        found.append({
+            "name": name, "alt": said, "image": f"data:image/svg+xml;base64,{image}",
+            "files": files,
+        })  # fmt: skip
+    return found
+
+
+def _methods(found):
+    """What a reader needs to do it again: model, text, protocol, the parameters of each recipe."""
+    last = found[-1]
+    order = {recipe: place for place, recipe in enumerate(tables.METHODS)}
+    recipes = {record["recipe"]: _telling(record) for record in found}
+    recipes = sorted(recipes.items(), key=lambda item: order.get(item[0], len(order)))
+    validation, model, data = last["metrics"]["validation"], last["model"], last["data"]
+    protocol = last["protocol"]
+    return {
+        "model": f"{model['name']}, {model['parameters']:,} parameters",
+        "data": f"{data['name']}, {data['train_tokens']:,} training tokens "
+        f"(sha256 {data['sha256'][:12]}…)",
+        "tokens": f"{validation['tokens']:,}",
+        "protocol": f"protocol {protocol['name']}, windows of {protocol['block']} tokens, a window "
+        f"every {protocol['stride']}",
+        "taught": any("alpha" in values for _, values in recipes),
+        "recipes": {tables.METHODS.get(name, (name,))[0]: values for name, values in recipes},
+    }
+
+
+def _telling(record):
+    """Parameters of a record that say how it was made; how it was trained only if it was."""
+    names = _METHOD if record["training"].get("steps") else _METHOD[_METHOD.index("block") :]
+    return {name: record["parameters"][name] for name in names if record["parameters"].get(name)}
+
+
+def _machines(found):
+    """Devices, versions and commits of the runs, a row a combination."""
+    columns = ["device", "threads", "python", "torch", "transformers", "numpy", "commit"]
+    rows = pd.DataFrame([record["environment"] for record in found])
+    rows = rows.reindex(columns=columns).fillna("").assign(commit=rows.commit.str[:10])
+    counts = rows.value_counts(sort=False).reset_index(name="runs")
+    return {"columns": list(counts.columns), "rows": counts.to_numpy().tolist()}
+
+
+def _list_studies(folder):
+    """Write the page that leads to every report below a folder."""
+    known = []
+    for index in sorted(folder.glob("*/report/index.html")):
+        name = index.parent.parent.name
+        found = [records.read(path) for path in sorted(index.parent.glob("records/*.json"))]
+        answer = _bullets(tables.answer(tables.frame(found))) if found else ""
+        known.append({"name": name, "records": len(found), "answer": answer})
+    first = f"{known[0]['name']}/report/"
+    _put(folder / "index.html", "studies.html", known[0]["name"], "Studies", first, studies=known)
 
 
 def publish(study: str) -> list[Path]:

@@ -1,5 +1,6 @@
 """Records to data frames, and data frames to the tables people read."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import pandas as pd
@@ -95,6 +96,36 @@ def curve(records: list[dict]) -> pd.DataFrame:
         for row in record.get("curve") or []
     ]
     return pd.DataFrame(rows, columns=["sparsity", "scope", "criterion", "seed", "perplexity"])
+
+
+def stored_bytes(record: dict) -> int:
+    """Bytes of a model whose zeros are not stored, from the counts of its record.
+
+    float32 values that are not zero, and one bit for each weight of a pruned matrix, which says
+    whether it is one: 4 (N - z) + M / 8, with N parameters, M of them prunable, z of those zero.
+    A model without zeros needs no bits: 4 N.
+    """
+    model, zeros = record["model"], record["sparsity"]["prunable"] * record["model"]["prunable"]
+    mask = math.ceil(model["prunable"] / 8) if zeros else 0
+    return round(4 * (model["parameters"] - zeros)) + mask
+
+
+def costs(records: list[dict]) -> pd.DataFrame:
+    """Perplexity and bytes, a row a recipe and sparsity, means over seeds.
+
+    Args:
+        records: of one study.
+
+    Returns:
+        DataFrame with recipe, sparsity, perplexity, bytes (see `stored_bytes`) and front, True
+        where no other row is both smaller and better.
+    """
+    size = {record["run"]: stored_bytes(record) for record in records if "model" in record}
+    rows = summary(frame(records))[["recipe", "sparsity", "perplexity", "runs"]].copy()
+    rows["bytes"] = [sum(map(size.get, runs)) / len(runs) for runs in rows.pop("runs")]
+    best = rows.sort_values(["bytes", "perplexity"]).perplexity
+    rows["front"] = best < best.cummin().shift(fill_value=math.inf)
+    return rows
 
 
 def with_one_shot(table: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:

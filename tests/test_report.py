@@ -1,0 +1,232 @@
+"""The report holds what the records say, escaped, with every link leading somewhere."""
+
+import math
+import re
+import shutil
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, tiny_gpt2
+
+from prunegpt_utils import encodings, pages, plots, records, report, samples, tables
+from prunegpt_utils.masks import measure
+from prunegpt_utils.models import count, prunable
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def score(perplexity):
+    counts = {"tokens": 900, "words": 400, "bytes": 2000}
+    return counts | {"perplexity": perplexity, "nll": math.log(perplexity)}
+
+
+def record(recipe, sparsity, seed, perplexity, full=True):
+    p = {"study": "trial", "recipe": recipe, "seed": seed, "sparsity": sparsity, "steps": 5}
+    p |= {"alpha": 0.67, "temperature": 2.0} if recipe == "gradual-distilled" else {}
+    content = {
+        "metrics": {"validation": score(perplexity), "test": score(perplexity + 2)},
+        "sparsity": {"requested": sparsity, "prunable": sparsity, "model": sparsity / 2},
+        "model": {"name": "tiny", "parameters": 1000, "prunable": 800, "revision": None},
+        "data": {"name": "text", "train_tokens": 5000, "sha256": "ab" * 32},
+        "protocol": {"name": "disjoint", "block": 32, "stride": 32, "joiner": ""},
+        "training": {"tokens": 10, "seconds": 1.0, "steps": 5, "history": [
+            {"step": step, "nll": 3 - step / 10, "sparsity": sparsity, "loss": 3.0}
+            for step in (1, 5)
+        ]},
+    }  # fmt: skip
+    if full:  # what older records do not hold
+        content["matrices"] = {"transformer.h.0.mlp.c_fc.weight": 100 * sparsity}
+        content["sample"] = {
+            "written": {f"Return {HOSTILE}": "a & b"},
+            "read": [["\n", 1.0], [HOSTILE, 7.5], [" the", 0.1]],
+        }
+    return records.write(records.open_run("02_pruning", p), **content)
+
+
+def write_study(runs, notebook="02_pruning"):
+    """Records, figures and an executed notebook of a study `trial`, as a run leaves them."""
+    found = [
+        record("control", 0.0, seed, 20.0 + seed, full=bool(seed)) for seed in (0, 1)
+    ] + [
+        record(recipe, sparsity, seed, perplexity + seed)
+        for recipe, extra in (("gradual", 3.0), ("gradual-distilled", 1.0))
+        for sparsity, perplexity in ((0.5, 20.0 + extra), (0.9, 24.0 + extra))
+        for seed in (0, 1)
+    ]  # fmt: skip
+    plots.style()
+    table, folder = tables.frame(found), runs / "trial" / "figures"
+    drawn = plots.perplexity_by_sparsity(table, tables.curve(found), "Trial")
+    plots.save(drawn, folder, "perplexity")
+    plots.save(plots.perplexity_by_bytes(tables.costs(found)), folder, "bytes")
+    books = runs / "trial" / "notebooks"
+    books.mkdir()
+    shutil.copy(ROOT / "notebooks" / f"{notebook}.ipynb", books / "gradual-s90-seed0.ipynb")
+    return found
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """(index, records) of the trial study's report."""
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNEGPT_RUNS", str(runs))
+        found = write_study(runs)
+        return report.build("trial"), found
+
+
+def test_the_index_answers_first_and_each_number_leads_to_its_record(built):
+    index, found = built
+    text = index.read_text("utf-8")
+    answer = "<strong>90 % of the block weights gone</strong>: 1.24 x the perplexity"  # 25.5 / 20.5
+    assert 0 < text.index(answer) < text.index("<table")
+    for one in found:
+        number = tables.number(one["metrics"]["validation"]["perplexity"])
+        link = f'<a href="records/{one["run"]}.html" title="seed {one["seed"]}">{number}</a>'
+        assert link in text
+        page = (index.parent / "records" / f"{one['run']}.html").read_text("utf-8")
+        assert f'href="{one["run"]}.json"' in page and f"{one['seconds']:.6g}" in page
+    assert "<math" in text  # the loss of a student
+    table = pd.read_csv(index.parent / "table.csv")
+    assert table.perplexity.tolist() == tables.frame(found).perplexity.tolist()
+
+
+def test_every_link_and_anchor_leads_somewhere_and_nothing_is_loaded(built):
+    index, _ = built
+    everything = [*index.parent.rglob("*.html"), index.parent.parent.parent / "index.html"]
+    assert len(everything) == 1 + 3 + 10  # studies; index, functions, notebook; records
+    for page in everything:
+        text = page.read_text("utf-8")
+        assert not re.search(
+            r'(src|srcset)="(?!data:)|<link [^>]*href="(?!data:)|@import|url\(', text
+        )
+        for target in re.findall(r'href="([^"]+)"', text):
+            if target.startswith(("data:", "https://")):
+                continue
+            path, _, anchor = target.partition("#")
+            there = page.parent / path if path else page
+            assert there.exists(), (page.name, target)
+            assert not anchor or f'id="{anchor}"' in there.read_text("utf-8"), (page.name, target)
+
+
+def test_what_a_record_holds_is_escaped(built):
+    index, _ = built
+    for page in (index, index.parent / "records" / "gradual-s90-seed0.html"):
+        text = page.read_text("utf-8")
+        assert HOSTILE not in text and "&lt;script&gt;alert(1)" in text and "a &amp; b" in text
+
+
+def test_figures_say_their_numbers_and_lie_beside_as_data(built):
+    index, _ = built
+    (alt,) = re.findall(r'alt="(Trial[^"]+)"', index.read_text("utf-8"))
+    assert "gradual + teacher: 21.50 at 50 % to 25.50 at 90 %" in alt
+    assert "dense control: fine-tuned for as long: 20.50" in alt
+    data = pd.read_csv(index.parent / "figures" / "perplexity.csv")
+    rows = data[data.series == "gradual + teacher"]
+    assert rows.x.tolist() == [0.5, 0.9] and rows.y.tolist() == [21.5, 25.5]
+
+
+def test_a_failing_build_leaves_the_last_report(built, monkeypatch):
+    index, _ = built
+    before = index.read_bytes()
+    monkeypatch.setenv("PRUNEGPT_RUNS", str(index.parent.parent.parent))
+    monkeypatch.setattr(report, "documentation", lambda package: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report.build("trial")
+    assert index.read_bytes() == before
+
+
+def test_a_report_is_made_of_published_records_where_nothing_ran(runs_folder):
+    index = report.build("pydocs")
+    text = index.read_text("utf-8")
+    assert index == runs_folder / "pydocs" / "report" / "index.html" and "27.96" in text
+    assert '<a href="05_results.html">05_results</a> reads the records' in text
+    total = sum(file.stat().st_size for file in index.parent.rglob("*") if file.is_file())
+    assert total < 5e6
+
+
+def test_equal_data_gives_equal_bytes(tmp_path):
+    plots.style()
+    for folder in ("first", "second"):
+        figure = plots.layer_profile({"h.0.mlp.c_fc.weight": 12.5, "h.1.mlp.c_fc.weight": 30}, "Z")
+        plots.save(figure, tmp_path / folder, "layers")
+    for kind in ("svg", "png", "csv"):
+        first, second = (tmp_path / folder / f"layers.{kind}" for folder in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes()
+    assert plots.points(figure).y.tolist() == [12.5, 30]
+    assert "block 1: 30.00 at mlp.c_fc" in plots.description(figure)
+
+
+def test_bytes_of_a_record_are_those_of_the_encoded_tensors():
+    model = tiny_gpt2()
+    for weight in prunable(model).values():
+        weight.data[torch.rand_like(weight) < 0.7] = 0
+    found = {"model": count(model), "sparsity": measure(model)}
+    pruned, total = prunable(model), 0
+    for name, tensor in encodings.state(model).items():
+        parts = encodings.bitmask(tensor) if name in pruned else {"values": tensor}
+        total += sum(part.nbytes for part in parts.values())
+    assert tables.stored_bytes(found) == total
+    dense = {"model": count(tiny_gpt2()), "sparsity": {"prunable": 0.0}}
+    assert tables.stored_bytes(dense) == 4 * count(model)["parameters"]
+
+
+def test_the_pareto_front_is_what_nothing_beats(built):
+    _, found = built
+    front = tables.costs(found).set_index(["recipe", "sparsity"]).front
+    assert front.to_dict() == {
+        ("control", 0.0): True, ("gradual", 0.5): False, ("gradual", 0.9): False,
+        ("gradual-distilled", 0.5): True, ("gradual-distilled", 0.9): True,
+    }  # fmt: skip
+
+
+def luminance(colour):
+    parts = [value / 255 for value in colour]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+    return sum(weight * v for weight, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_coloured_tokens_can_be_read_in_light_and_dark():
+    css = (pages.FOLDER / "report.css").read_text("utf-8")
+    inks, papers = (
+        [bytes.fromhex(code) for code in re.findall(rf"--{name}: #(\w{{6}})", css)]
+        for name in ("ink", "paper")
+    )
+    strengths = [samples.strength(loss) for loss in (0.1, 1, 2, 4, 6, 9)]
+    assert strengths == sorted(strengths) and strengths[0] == 0 and len(set(strengths)) == 6
+    assert len(inks) == len(papers) == 2
+    for ink, paper in zip(inks, papers, strict=True):
+        for alpha in strengths:
+            mixed = [alpha * c + (1 - alpha) * p for c, p in zip((208, 60, 0), paper, strict=True)]
+            low, high = sorted((luminance(ink), luminance(mixed)))
+            assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_samples_run_from_dense_to_sparsest(built):
+    _, found = built
+    names = [one["run"] for one in samples.chosen(found)]
+    assert names == ["control-seed1", "gradual-distilled-s50-seed0", "gradual-distilled-s90-seed0"]
+    assert samples.chosen([found[0]]) == [] and samples.html([]) == ""
+
+
+def test_a_notebook_becomes_a_page_without_scripts(tmp_path):
+    markdown = "# Title\n$x^2$, [next](02_next.ipynb), [all](../README.md)"
+    script = nbformat.v4.new_output(
+        "display_data", {"text/html": "<script>alert(1)</script><b>x</b>"}
+    )
+    cells = [
+        nbformat.v4.new_markdown_cell(markdown),
+        nbformat.v4.new_code_cell("1", outputs=[script]),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "book.ipynb")
+    text = pages.notebook_html(tmp_path / "book.ipynb", {"02_next"})
+    assert "<script" not in text and "<math" in text and "<b>x</b>" in text
+    assert 'href="02_next.html"' in text and 'href="index.html"' in text
+
+
+def test_the_functions_are_documented(built):
+    index, _ = built
+    text = (index.parent / "api.html").read_text("utf-8")
+    assert 'id="evaluation.paired_difference"' in text and "Efron and Tibshirani" in text
+    assert "<b>Returns.</b>" in text and "object at 0x" not in text
