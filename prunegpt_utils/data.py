@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -309,8 +310,8 @@ def _encode(texts, tokenizer):
 
 
 def _laid(sequences, words, size):
-    ids = torch.tensor([i for sequence in sequences for i in sequence], dtype=torch.int32)
-    return Laid(ids, [len(sequence) for sequence in sequences], words, size)
+    ids = np.fromiter(itertools.chain.from_iterable(sequences), np.int32)
+    return Laid(torch.from_numpy(ids), [len(sequence) for sequence in sequences], words, size)
 
 
 def _size(text):
@@ -319,7 +320,30 @@ def _size(text):
 
 def _joined(documents, tokenizer):
     text = JOINER.join(documents)
-    return _laid(_encode([text], tokenizer), len(text.split()), _size(text))
+    parts = _encode(_pieces(text, tokenizer), tokenizer)
+    return _laid([list(itertools.chain(*parts))], len(text.split()), _size(text))
+
+
+_BEFORE_SPACE = re.compile(r"(?<=[A-Za-z0-9])(?=[ \n])")
+
+
+def _pieces(text, tokenizer, size=1 << 16):
+    """The text in pieces that give the same tokens, so that several threads can encode them.
+
+    Tokens of GPT-2's kind never reach from a letter to the white space after it, so there the text
+    may be cut; for a tokenizer that splits words by other rules it stays whole.
+    """
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    split = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    if rules["normalizer"] or not split.items() <= (rules["pre_tokenizer"] or {}).items():
+        return [text]
+    pieces, begin = [], 0
+    while begin < len(text):
+        cut = _BEFORE_SPACE.search(text, begin + size)
+        end = cut.start() if cut else len(text)
+        pieces.append(text[begin:end])
+        begin = end
+    return pieces or [text]
 
 
 def _rows(documents, tokenizer, group=1000):

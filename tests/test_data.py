@@ -1,4 +1,5 @@
 import json
+import random
 
 import pandas as pd
 import pytest
@@ -131,3 +132,44 @@ def test_wikitext_2_has_its_known_number_of_tokens(tmp_path):
         "wikitext", {"train": ["a"], "validation": ["b"], "test": rows.tolist()}
     )
     assert data.tokenize(corpus, tokenizer, tmp_path).counts["test"]["tokens"] == 287_644
+
+
+def awkward_text():
+    """White space and punctuation in every order, other scripts, and a special token."""
+    dice = random.Random(0)
+    parts = [
+        "word",
+        "it's",
+        "42",
+        ".",
+        ":\n",
+        "\n\n",
+        "   ",
+        " ",
+        "\t",
+        "\x1c",
+        "\u00a0",
+        "é",
+        "日本",
+        "<|endoftext|>",
+    ]
+    return "".join(dice.choice(parts) for _ in range(5000))
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 1 << 16])
+def test_a_text_in_pieces_gives_the_tokens_of_the_whole(size):
+    tokenizer, text = models.load_tokenizer("pydocs-base"), awkward_text()
+    pieces = data._pieces(text, tokenizer, size)
+    assert "".join(pieces) == text and (len(pieces) > 20) == (size <= 100)
+    ids = [i for piece in data._encode(pieces, tokenizer) for i in piece]
+    assert ids == data._encode([text], tokenizer)[0]
+
+
+def test_other_tokenizers_get_the_text_whole():
+    from tokenizers import pre_tokenizers
+
+    tokenizer = models.load_tokenizer("pydocs-base")
+    assert data._pieces("", tokenizer) == [""]
+    for rule in (pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=True)):
+        tokenizer.backend_tokenizer.pre_tokenizer = rule
+        assert data._pieces("a b c d", tokenizer, 1) == ["a b c d"]
