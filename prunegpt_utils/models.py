@@ -4,6 +4,7 @@ import copy
 import hashlib
 import math
 import re
+import tempfile
 from pathlib import Path
 
 import torch
@@ -185,12 +186,17 @@ def _free_memory():
 def save_model(model, tokenizer, folder):
     """Write a stock checkpoint that `AutoModelForCausalLM.from_pretrained(folder)` loads.
 
-    Of several processes one writes, and the others wait for it.
+    Every file is written beside its place and then into it. Of several processes one writes, and
+    the others wait for it.
     """
     together = processes()
     if together.is_main_process:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as beside:
+            model.save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
+            for file in list(Path(beside).iterdir()):
+                file.replace(folder / file.name)
     together.wait_for_everyone()
 
 
