@@ -12,12 +12,14 @@ from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import dynamic_module_utils as code_of_models
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from prunegpt_utils.hub import available, fetch
 from prunegpt_utils.parameters import ParameterError
 
+code_of_models.TIME_OUT_REMOTE_CODE = 0  # never even ask whether to run what comes with a model
 logging.disable_progress_bar()  # loading and saving take seconds; training has a bar of its own
 BASE = Path(__file__).parent / "pydocs-base"  # the embedded pretrained model
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -46,8 +48,8 @@ def load_model(name, parameter="model"):
         A stock Hugging Face model.
 
     Raises:
-        ParameterError: nothing by that name, no safetensors, weights that are damaged, not finite
-            or larger than the memory.
+        ParameterError: nothing by that name, no safetensors, weights that are damaged, incomplete,
+            more than the configuration describes, not finite or larger than the memory.
     """
     folder = locate(name, parameter)
     _check_weights(folder, name, parameter)
@@ -60,8 +62,7 @@ def load_model(name, parameter="model"):
         load = _load_narrowed if hasattr(config, "heads_kept") else _load_stock
         model = load(folder, config, dtype=torch.float32, **attention)
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ParameterError(parameter, str(name), f"does not load: {reason}") from error
+        raise ParameterError(parameter, str(name), _reason("does not load", error)) from error
     for key, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise ParameterError(parameter, str(name), f"has weights that are not finite: {key}")
@@ -70,9 +71,13 @@ def load_model(name, parameter="model"):
 
 
 def _load_stock(folder, config, **options):
-    return AutoModelForCausalLM.from_pretrained(
-        folder, config=config, use_safetensors=True, **options
+    model, told = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, use_safetensors=True, output_loading_info=True, **options
     )
+    for kind, problem in (("missing", "lacks"), ("unexpected", "has no place for")):
+        if told[f"{kind}_keys"]:
+            raise ValueError(f"it {problem} {', '.join(sorted(told[f'{kind}_keys']))}")
+    return model
 
 
 def _load_narrowed(folder, config, **options):
@@ -110,8 +115,14 @@ def load_tokenizer(name):
     try:
         return AutoTokenizer.from_pretrained(folder, use_fast=True)
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ParameterError("model", str(name), f"has no tokenizer: {reason}") from error
+        raise ParameterError("model", str(name), _reason("has no tokenizer", error)) from error
+
+
+def _reason(problem, error):
+    """A library's error on one line."""
+    text = " ".join(str(error).split())[:160]
+    own_code = "execute" in text and "code" in text
+    return "asks to run code that comes with it; none is" if own_code else f"{problem}: {text}"
 
 
 def locate(name, parameter="model"):
