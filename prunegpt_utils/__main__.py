@@ -162,7 +162,10 @@ def summary(study, left, code):
 
     folder, failed = records.study_folder(study), {run: why for run, why in left.items() if why}
     for run, why in failed.items():
-        print(f"  failed: {run}: {why}\n          {folder / 'notebooks' / f'{run}.ipynb'}")
+        notebook = folder / "notebooks" / f"{run}.ipynb"
+        inside = notebook.is_relative_to(records.ROOT)
+        notebook = notebook.relative_to(records.ROOT) if inside else notebook
+        print(f"  failed: {run}: {why}\n          {notebook}")
     others = [run for run, why in left.items() if not why]
     if others:
         print(f"  not made: {', '.join(others)}")

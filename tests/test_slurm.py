@@ -136,7 +136,23 @@ def cluster(tmp_path_factory):
         CONFIGURATION.unlink()
 
 
-def make(runs, target):
+@pytest.fixture
+def make(tmp_path):
+    """A function that starts `make`; what it started ends with the test."""
+    started = []
+
+    def start(target):
+        started.append(_make(tmp_path, target))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    call("scancel", "--user", getpass.getuser())
+
+
+def _make(runs, target):
     environment = os.environ | ONE_THREAD | {"PRUNEGPT_RUNS": str(runs)}
     for name in ("MAKEFLAGS", "MAKELEVEL"):
         environment.pop(name, None)
@@ -155,17 +171,17 @@ def jobs():
     return call("squeue", "--noheader", "--states=RUNNING", "--format=%i").stdout.split()
 
 
-def test_a_study_through_slurm_and_a_job_that_is_cancelled(cluster, tmp_path, monkeypatch):
+def test_a_study_through_slurm_and_a_job_that_is_cancelled(cluster, make, tmp_path, monkeypatch):
     folder = cheap_study(tmp_path)
-    first = make(tmp_path, "study")
+    first = make("study")
     end = time.monotonic() + PATIENCE
     while not list(folder.glob("checkpoints/dense-seed0/*")) and first.poll() is None:
         assert time.monotonic() < end
         time.sleep(0.1)
-    assert call("scancel", *jobs()).returncode == 0  # and again, if it is tried once more by itself
+    assert call("scancel", *jobs()).returncode == 0, first.communicate()[0]
     output, _ = first.communicate(timeout=PATIENCE)
     if first.returncode:
-        output, _ = (again := make(tmp_path, "resume")).communicate(timeout=PATIENCE)
+        output, _ = (again := make("resume")).communicate(timeout=PATIENCE)
         assert again.returncode == 0, output
     monkeypatch.setenv("PRUNEGPT_RUNS", str(tmp_path))
     found, _ = records.read_study("cheap")
