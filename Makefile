@@ -8,13 +8,14 @@ JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-RUNS := $(if $(PRUNEGPT_RUNS),$(PRUNEGPT_RUNS),$(CURDIR)/runs)/$(STUDY)
 NOTEBOOKS := 01_baselines 02_pruning 03_distillation 04_size_and_speed 05_results \
 	06_criteria 07_methods 08_ablations 09_structured
 BENCHMARKS := training_step mask_cost teacher_cost global_threshold perplexity \
 	criteria_cost tokenising study_of_runs sparse_inference scaling
-SNAKEMAKE = $(BIN)/snakemake --snakefile studies/Snakefile --directory "$(RUNS)" \
-	--profile studies/profiles/$(PROFILE) --config study=$(STUDY) gpus=$(GPUS) \
+TOOLS := $(BIN)/python -m prunegpt_utils
+NAME := $(or $(NEW),$(STUDY))
+DERIVE = $(if $(NEW)$(SET),$(TOOLS) derive "$(STUDY)" "$(NEW)" "$(SET)")
+SNAKEMAKE = --profile studies/profiles/$(PROFILE) \
 	$(if $(filter local,$(PROFILE)),--cores $(JOBS) $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))) \
 	$(if $(SLURM),--default-resources $(SLURM))
 
@@ -26,39 +27,37 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
 	@echo "  Choose a study with STUDY=pydocs (default), pydocs-full or smoke; cores with JOBS=2."
+	@echo "  Change it with NEW=mine SET=\"steps=200 sparsity=0.8,0.9\"; docs/scale.md tells more."
 
 study: $(STAMP)  ## run a study: from the pretrained model to table, figure and report
-	@$(BIN)/python -m prunegpt_utils check $(STUDY)
-	@mkdir -p "$(RUNS)"
-	@$(SNAKEMAKE)
-	@$(BIN)/python -m prunegpt_utils finish $(STUDY)
+	@$(DERIVE)
+	@$(TOOLS) study "$(NAME)" "$(GPUS)" $(SNAKEMAKE)
 
 resume: $(STAMP)  ## go on after a crash or an interrupt
-	@mkdir -p "$(RUNS)"
-	@$(SNAKEMAKE) --unlock
-	@$(MAKE) --no-print-directory study
+	@$(TOOLS) resume "$(NAME)" "$(GPUS)" $(SNAKEMAKE)
 
 plan: $(STAMP)  ## what a study still has to do, how long it takes, a picture of it; runs nothing
-	@$(BIN)/python -m prunegpt_utils plan $(STUDY)
+	@$(DERIVE)
+	@$(TOOLS) plan "$(NAME)"
 
 status: $(STAMP)  ## what is done, what runs and how far it is, what failed
-	@$(BIN)/python -m prunegpt_utils status $(STUDY)
+	@$(TOOLS) status "$(NAME)"
 
 check-results: $(STAMP)  ## read all records of a study again and name what is wrong with them
-	@$(BIN)/python -m prunegpt_utils check-results $(STUDY)
+	@$(TOOLS) check-results "$(NAME)"
 
 rerun: $(STAMP)  ## make one recorded run again and compare: RUN=pydocs/dense-seed0
-	@$(BIN)/python -m prunegpt_utils rerun "$(RUN)"
+	@$(TOOLS) rerun "$(RUN)"
 
 export: $(STAMP)  ## a run's model with a card, for plain transformers: RUN=pydocs/dense-seed0 [OUT=folder]
 	@$(BIN)/python -m prunegpt_utils export "$(RUN)" $(if $(OUT),"$(OUT)")
 
 report: $(STAMP)  ## write the HTML report of a study anew
-	@$(BIN)/python -m prunegpt_utils report $(STUDY)
-	@$(BIN)/python -m prunegpt_utils finish $(STUDY)
+	@$(TOOLS) report "$(NAME)"
+	@$(TOOLS) finish "$(NAME)"
 
 publish: $(STAMP)  ## copy a finished study's records and figures into the repository
-	@$(BIN)/python -m prunegpt_utils publish $(STUDY)
+	@$(TOOLS) publish "$(NAME)"
 
 # 05, 07 and 08 read the published records here, so that their links lead to files of the repository.
 notebooks: $(STAMP)  ## execute the notebooks in place, at their default parameters

@@ -18,8 +18,11 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument(argument, nargs=many)
     chosen = parser.parse_args(arguments)
     act, argument, _ = COMMANDS[chosen.command]
+    given = getattr(chosen, argument)
     try:
-        act(getattr(chosen, argument))
+        # STUDY="pydocs structured" names two
+        for value in given.split() or [given] if argument == "study" else [given]:
+            act(value)
     except ParameterError as error:
         sys.exit(f"error: {error}")
 
@@ -29,7 +32,7 @@ def check(study: str) -> None:
     from prunegpt_utils import studies
 
     studies.plan(study)
-    for recipe, need in studies.context(study)["missing"].items():
+    for recipe, need in studies.left_out(study).items():
         print(f"  left out: {recipe}, which needs {need}")
 
 
@@ -45,10 +48,10 @@ def line(record: str) -> None:
 
 
 def failure(log: str) -> None:
-    """The last line of a run's log, and where the rest is."""
-    from prunegpt_utils.forecast import last_line
+    """Why a run failed, and where the rest is."""
+    from prunegpt_utils.forecast import reason
 
-    print(f"  failed: {Path(log).stem}: {last_line(Path(log))}")
+    print(f"  failed: {Path(log).stem}: {reason(Path(log))}")
     print(f"          the whole story: {Path(log).resolve()} and the executed notebook beside it")
 
 
@@ -135,6 +138,55 @@ def export(arguments: list[str]) -> None:
     print(write(*study_and_run(name), *out))
 
 
+def derive(arguments: list[str]) -> None:
+    """Write a study with some parameters changed: its name, the new name, the changes."""
+    from prunegpt_utils import batch
+
+    print(f"  written: {batch.derive(*arguments)}")
+
+
+def study(arguments: list[str], resume: bool = False) -> None:
+    """Run studies: their names, the number of GPUs, and what else Snakemake is told."""
+    from prunegpt_utils import batch
+
+    listed, gpus, *options = arguments
+    names, bad = listed.split() or [listed], False
+    for name in names:
+        check(name)
+    for name, code in batch.run(names, options, gpus or 0, resume):
+        left = batch.unfinished(name)
+        if code >= 0 and any(records.study_folder(name).glob("records/*.json")):
+            finish(name)
+        bad |= bool(code or left)
+        if code or left:
+            summary(name, left, code)
+    if bad:
+        sys.exit(1)
+
+
+def resume(arguments: list[str]) -> None:
+    """The same, taking over what a killed start left behind."""
+    study(arguments, resume=True)
+
+
+def summary(study: str, left: dict[str, str], code: int) -> None:
+    """What a study that did not end well has and has not."""
+    from prunegpt_utils import studies
+
+    folder, failed = records.study_folder(study), {run: why for run, why in left.items() if why}
+    for run, why in failed.items():
+        notebook = folder / "notebooks" / f"{run}.ipynb"
+        inside = notebook.is_relative_to(records.ROOT)
+        notebook = notebook.relative_to(records.ROOT) if inside else notebook
+        print(f"  failed: {run}: {why}\n          {notebook}")
+    others = [run for run, why in left.items() if not why]
+    if others:
+        print(f"  not made: {', '.join(others)}")
+    total = len(studies.plan(study))
+    print(f"{study}: {total - len(left)} of {total} runs done, {len(failed)} failed", end="")
+    print(f"; `make resume STUDY={study}` goes on" if left or code < 0 else "; see above")
+
+
 def finish(study: str) -> None:
     """Print the table and where figure and report are."""
     from prunegpt_utils import studies, tables
@@ -183,6 +235,9 @@ def papermill(arguments: list[str]) -> None:
 
 
 COMMANDS: dict[str, tuple] = {
+    "study": (study, "arguments", "run studies: names, GPUs, options of Snakemake"),
+    "resume": (resume, "arguments", "the same, after a crash"),
+    "derive": (derive, "arguments", "write a study with changes: name, new name, changes"),
     "check": (check, "study", "read a study file and check all of it"),
     "line": (line, "record", "one line about a record"),
     "plan": (show_plan, "study", "what a study still has to do, and how long that takes"),

@@ -490,16 +490,24 @@ def _read_file(name, file):
         if file.suffix == ".parquet":
             import pandas
 
-            return pandas.read_parquet(file, columns=["text"])["text"].tolist()
-        text = file.read_text("utf-8")
+            return [_text(t) for t in pandas.read_parquet(file, columns=["text"])["text"]]
+        text = file.read_text("utf-8-sig")  # a byte-order mark is not text
         if "\0" in text:
             raise UnicodeError
         if file.suffix == ".jsonl":
-            return [json.loads(line)["text"] for line in text.splitlines() if line.strip()]
+            return [_text(json.loads(line)["text"]) for line in text.split("\n") if line.strip()]
     except (UnicodeError, ValueError, KeyError, TypeError, OSError) as error:
         allowed = f"must hold UTF-8 text (in a field named text); {file.name} does not"
         raise ParameterError("data", name, allowed) from error
     return [part for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
+def _text(value):
+    """A text that can be written as UTF-8, which JSON does not promise."""
+    if not isinstance(value, str):
+        raise TypeError
+    value.encode("utf-8")
+    return value
 
 
 def _sha256(text):

@@ -1,5 +1,6 @@
 """What a study still has to do, how long that takes, and what runs right now."""
 
+import re
 import statistics
 import time
 from pathlib import Path
@@ -82,24 +83,25 @@ def running(study: str, within: float = 120) -> dict[str, str]:
     """{run: what its progress bar says} of the trainings that moved in the last seconds."""
     lines = {}
     for path in sorted(records.study_folder(study).glob("checkpoints/*/*/progress.txt")):
-        if time.time() - path.stat().st_mtime < within:
+        if abs(time.time() - path.stat().st_mtime) < within:  # clocks differ, and may be set back
             lines[path.parent.parent.name] = path.read_text("utf-8").strip()
     return lines
 
 
 def failed(study: str) -> dict[str, str]:
-    """{run: last line of its log} of the runs that began, wrote no record and do not run."""
-    folder, found = records.study_folder(study), {}
-    busy = running(study)
-    for log in sorted((folder / "logs").glob("*.log")):
-        if (folder / "records" / f"{log.stem}.json").exists() or log.stem in busy:
-            continue
-        if log.stem in studies.plan(study):
-            found[log.stem] = last_line(log)
+    """{run: why} of the runs that began, wrote no record and do not run."""
+    folder, busy, found = records.study_folder(study), running(study), {}
+    for name in studies.plan(study):
+        log, record = folder / "logs" / f"{name}.log", folder / "records" / f"{name}.json"
+        if log.exists() and not record.exists() and name not in busy:
+            found[name] = reason(log)
     return found
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log that says something."""
-    lines = [text for text in log.read_text("utf-8").splitlines() if text.strip()]
-    return lines[-1].strip() if lines else "no output"
+def reason(log: Path) -> str:
+    """Why a run ended, as the last error in its log says."""
+    lines = log.read_text("utf-8", "replace").splitlines()
+    errors = [
+        line.strip() for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)
+    ]
+    return errors[-1] if errors else "was killed"

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import math
 import re
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers import dynamic_module_utils as code_of_models
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from prunegpt_utils.hub import available, fetch
 from prunegpt_utils.parameters import ParameterError
 
+code_of_models.TIME_OUT_REMOTE_CODE = 0  # never even ask whether to run what comes with a model
 logging.disable_progress_bar()  # loading and saving take seconds; training has a bar of its own
 BASE = Path(__file__).parent / "pydocs-base"  # the embedded pretrained model
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -52,8 +55,8 @@ def load_model(name: str | Path, parameter: str = "model") -> PreTrainedModel:
         A stock Hugging Face model.
 
     Raises:
-        ParameterError: nothing by that name, no safetensors, weights that are damaged, not finite
-            or larger than the memory.
+        ParameterError: nothing by that name, no safetensors, weights that are damaged, incomplete,
+            more than the configuration describes, not finite or larger than the memory.
     """
     folder = locate(name, parameter)
     _check_weights(folder, name, parameter)
@@ -66,8 +69,7 @@ def load_model(name: str | Path, parameter: str = "model") -> PreTrainedModel:
         load = _load_narrowed if hasattr(config, "heads_kept") else _load_stock
         model = load(folder, config, dtype=torch.float32, **attention)
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ParameterError(parameter, str(name), f"does not load: {reason}") from error
+        raise ParameterError(parameter, str(name), _reason("does not load", error)) from error
     for key, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise ParameterError(parameter, str(name), f"has weights that are not finite: {key}")
@@ -76,9 +78,13 @@ def load_model(name: str | Path, parameter: str = "model") -> PreTrainedModel:
 
 
 def _load_stock(folder, config, **options):
-    return AutoModelForCausalLM.from_pretrained(
-        folder, config=config, use_safetensors=True, **options
+    model, told = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, use_safetensors=True, output_loading_info=True, **options
     )
+    for kind, problem in (("missing", "lacks"), ("unexpected", "has no place for")):
+        if told[f"{kind}_keys"]:
+            raise ValueError(f"it {problem} {', '.join(sorted(told[f'{kind}_keys']))}")
+    return model
 
 
 def _load_narrowed(folder, config, **options):
@@ -116,8 +122,14 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, use_fast=True)
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ParameterError("model", str(name), f"has no tokenizer: {reason}") from error
+        raise ParameterError("model", str(name), _reason("has no tokenizer", error)) from error
+
+
+def _reason(problem, error):
+    """A library's error on one line."""
+    text = " ".join(str(error).split())[:160]
+    own_code = "execute" in text and "code" in text
+    return "asks to run code that comes with it; none is" if own_code else f"{problem}: {text}"
 
 
 def locate(name: str | Path, parameter: str = "model") -> Path:
@@ -192,12 +204,17 @@ def _free_memory():
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a stock checkpoint that `AutoModelForCausalLM.from_pretrained(folder)` loads.
 
-    Of several processes one writes, and the others wait for it.
+    Every file is written beside its place and then into it. Of several processes one writes, and
+    the others wait for it.
     """
     together = processes()
     if together.is_main_process:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as beside:
+            model.save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
+            for file in list(Path(beside).iterdir()):
+                file.replace(folder / file.name)
     together.wait_for_everyone()
 
 

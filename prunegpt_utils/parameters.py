@@ -131,6 +131,16 @@ def check(name: str, value: Any) -> Any:
     return value
 
 
+def from_text(name: str, text: str) -> Any:
+    """The value of parameter `name` that a command line writes as `text`; see `check`."""
+    kind = PARAMETERS[name][0] if name in PARAMETERS else str
+    try:
+        value = text == "True" if kind is bool and text in ("True", "False") else kind(text)
+    except ValueError:
+        value = text
+    return check(name, value)
+
+
 def read(namespace: dict) -> dict:
     """The checked parameters of a running notebook.
 

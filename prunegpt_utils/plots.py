@@ -56,7 +56,7 @@ def points(figure: Figure) -> pd.DataFrame:
         for line in axes.lines:
             level = line.get_transform() != axes.transData
             pairs = [("", line.get_ydata()[0])] if level else line.get_xydata().tolist()
-            named = not line.get_label().startswith("_")
+            named = not str(line.get_label()).startswith("_")
             rows += [(panel, line.get_label(), x, y) for x, y in pairs if named]
         for mesh in axes.collections:
             if isinstance(mesh, matplotlib.collections.QuadMesh):
@@ -108,7 +108,8 @@ def perplexity_by_sparsity(table: pd.DataFrame, curve: pd.DataFrame, title: str)
     """
     figure, axes = plt.subplots(figsize=(7.4, 4.8))
     means = summary(table)
-    floor = means[means.recipe == "control"].perplexity.mean()
+    control = means[means.recipe == "control"]
+    floor = (control if len(control) else means).perplexity.min()
     shot = curve[(curve.scope == "global") & (curve.criterion == "fisher")]
     shot = shot.groupby("sparsity").perplexity.mean()
     _line(axes, shot.index, shot, None, "one-shot", dashes=":")

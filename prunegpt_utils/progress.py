@@ -1,6 +1,7 @@
 """One live line for long work: in a terminal, in a notebook and in a log, without debris."""
 
 import sys
+import time
 
 from tqdm import tqdm
 
@@ -35,7 +36,7 @@ class bar(tqdm):  # noqa: N801 - used like tqdm
         form = (
             "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} steps, {elapsed} < {remaining}{postfix}"
         )
-        self.tokens, self.path, self.written = 0, path, 0.0
+        self.tokens, self.path, self.written, self.began = 0, path, 0.0, time.monotonic()
         super().__init__(
             total=total, desc=label, initial=initial, bar_format=form, mininterval=1.0,
             file=_Line() if notebook and not quiet else sys.stderr, leave=notebook,
@@ -47,8 +48,8 @@ class bar(tqdm):  # noqa: N801 - used like tqdm
         if self.disable:
             return
         self.tokens += tokens
-        now = self._time()
-        said = f"{self.tokens / max(now - self.start_t, 1e-9):,.0f} tokens/s"
+        now = time.monotonic()
+        said = f"{self.tokens / max(now - self.began, 1e-9):,.0f} tokens/s"
         self.set_postfix_str(said if loss is None else f"loss {loss:.3f}, {said}", refresh=False)
         self.update()
         if self.path and now - self.written > 1:

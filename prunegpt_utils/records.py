@@ -30,6 +30,7 @@ class Run:
     notebook: str
     parameters: dict
     started: float = field(default_factory=time.time)
+    clock: float = field(default_factory=time.monotonic)  # which nobody sets back
 
     @property
     def name(self) -> str:
@@ -103,7 +104,7 @@ def write(run: Run, **content: Any) -> dict:
         "study": p["study"], "run": run.name, "recipe": p["recipe"], "seed": p["seed"],
         "notebook": run.notebook, "parameters": p, "environment": environment(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.started)),
-        "seconds": round(time.time() - run.started, 1), **content,
+        "seconds": round(time.monotonic() - run.clock, 1), **content,
     }  # fmt: skip
     if not processes().is_main_process:
         return record
@@ -116,7 +117,7 @@ def put(path: Path, record: dict) -> None:
     record = _plain(record)
     record["checksum"] = checksum(record)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part")  # two processes may write one record
     part.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", "utf-8")
     part.replace(path)
 

@@ -1,10 +1,12 @@
 """What to run: a study file and its recipes become runs; a run that another needs gets made."""
 
+import collections
 import difflib
 import functools
 import hashlib
 import itertools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,25 +39,39 @@ class Planned:
 
 
 def load(study: str) -> dict:
-    """The study file `studies/<study>.yaml` as a dict, its outline checked.
+    """The study file as a dict, its outline checked.
+
+    It is `studies/<study>.yaml`, or `study.yaml` in the folder to which the study writes.
 
     Raises:
         ParameterError: no such file, not a mapping, a part that is unknown or of the wrong kind,
             a notebook or recipe that does not exist.
     """
-    content = _read("study", study, records.ROOT / "studies")
-    problems = list(_problems(content, study))
+    content = _read("study", study, _study_files())
+    problems = list(_problems(content, study, _place(study)))
     if problems:
         raise ParameterError("\n".join(problems))
     return content
 
 
+def _study_files():
+    """{name: Path} of all study files; the project's own come before others of that name."""
+    folders = records.study_folder("x").parent.glob("*/study.yaml")
+    shipped = (records.ROOT / "studies").glob("*.yaml")
+    return {path.parent.name: path for path in folders} | {path.stem: path for path in shipped}
+
+
+def _place(study):
+    """How a study file is named in errors."""
+    own = records.study_folder(study) / "study.yaml"
+    return str(own) if _study_files().get(study) == own else f"studies/{study}.yaml"
+
+
 _PARTS = {"study": str, "results": str, "parameters": dict, "notebooks": dict, "published": dict}
 
 
-def _problems(content, study):
+def _problems(content, study, place):
     """What is wrong with the outline of a study file, a line each, with its place."""
-    place = f"studies/{study}.yaml"
     for part, value in content.items():
         if part not in _PARTS:
             yield f"{place}: {part!r} is no part of a study; it has: {', '.join(_PARTS)}"
@@ -98,11 +114,11 @@ def _hint(name, known):
 
 def recipe_parameters(recipe: str) -> dict:
     """Parameters of `studies/recipes/<recipe>.yaml`."""
-    return _read("recipe", recipe, records.ROOT / "studies" / "recipes")
+    folder = records.ROOT / "studies" / "recipes"
+    return _read("recipe", recipe, {file.stem: file for file in folder.glob("*.yaml")})
 
 
-def _read(kind, name, folder):
-    files = {file.stem: file for file in folder.glob("*.yaml")}
+def _read(kind, name, files):
     if name not in files:
         raise ParameterError(kind, name, f"must be one of {', '.join(sorted(files))}")
     return strict_yaml.read(files[name], kind)
@@ -117,9 +133,15 @@ def plan(study: str) -> dict[str, Planned]:
     a name of its own. Every value is checked here, before the first run.
 
     Raises:
-        ParameterError: a value that is not allowed, or two runs of one name that differ.
+        ParameterError: a value that is not allowed, two runs of one name that differ, or a run
+            that stands on one which is not planned.
     """
-    content, runs, problems = load(study), {}, {}
+    return plan_of(load(study), _place(study))
+
+
+def plan_of(content: dict, place: str) -> dict[str, Planned]:
+    """`plan` of the content of a study file; `place` names the file in errors."""
+    runs, problems = {}, {}
     absent = _absent(content)
     for notebook, recipe in _listed(content):
         for point in [] if recipe in absent else _all_points(content, recipe):
@@ -129,7 +151,10 @@ def plan(study: str) -> dict[str, Planned]:
                     allowed = "is planned twice, with different parameters; make one an axis"
                     raise ParameterError("run", run.name, allowed)
             except ParameterError as error:
-                problems[f"studies/{study}.yaml: {notebook}: {recipe}: {error}"] = error
+                problems[f"{place}: {notebook}: {recipe}: {error}"] = error
+    for run in runs.values() if not problems else ():
+        for need in set(run.needs) - set(runs):
+            problems[f"{place}: {run.name} stands on {need}, which the study does not make"] = need
     if problems:
         raise ParameterError("\n".join(problems))
     return runs
@@ -146,18 +171,25 @@ def _all_points(content, recipe):
 
 def _points(given):
     """Every combination of the axes, each with the recipe's name to go by."""
-    axes = {key: value for key, value in given.items() if isinstance(value, list)}
+    axes = _axes(given)
     for values in itertools.product(*axes.values()):
-        point = dict(zip(axes, values, strict=True))
-        parts = [given["recipe"], *(_label(*pair) for pair in point.items())]
-        yield given | point | {"recipe": "-".join(filter(None, parts))}
+        yield _named(given, dict(zip(axes, values, strict=True)))
+
+
+def _axes(given):
+    return {key: value for key, value in given.items() if isinstance(value, list)}
+
+
+def _named(given, point):
+    parts = [given["recipe"], *(_label(*pair) for pair in point.items())]
+    return given | point | {"recipe": "-".join(filter(None, parts))}
 
 
 def _label(key, value):
     """What an axis adds to a name: text by itself, a number after the parameter's name."""
     if key == "seed" or key in records.FRACTIONS:  # `records.run_name` has these
         return ""
-    text = str(value).replace(":", "of").replace("/", "-")
+    text = re.sub(r"[^A-Za-z0-9._-]", "-", str(value).replace(":", "of").rpartition("/")[2])
     return text if isinstance(value, str) else f"{key}{text}"
 
 
@@ -169,11 +201,24 @@ def results_notebook(study: str) -> str:
 def context(study: str) -> dict:
     """What a table shows beside the records: {"published": ..., "missing": ...}.
 
-    published is {recipe: perplexity}, as the study file quotes it; missing is {recipe: model that
-    an optional row needs}. A study of the reader's own has neither.
+    published is {recipe: perplexity}, as the study file quotes it; missing is {recipe: why a row
+    is not there, or not of all runs}. A study of the reader's own has neither.
     """
     content = _load_or_nothing(study)
-    return {"published": content.get("published") or {}, "missing": _absent(content)}
+    missing = {recipe: f"needs {model}" for recipe, model in _absent(content).items()}
+    there = {path.stem for path in records.records_folder(study).glob("*.json")}
+    planned = plan_of(content, study).items()
+    of = collections.Counter(run.parameters["recipe"] for _, run in planned)
+    lost = collections.Counter(
+        run.parameters["recipe"] for name, run in planned if name not in there
+    )
+    missing |= {recipe: f"{count} of {of[recipe]} missing" for recipe, count in lost.items()}
+    return {"published": content.get("published") or {}, "missing": missing}
+
+
+def left_out(study: str) -> dict[str, str]:
+    """{recipe: model that it needs} of the optional runs that cannot be made here."""
+    return _absent(_load_or_nothing(study))
 
 
 def _load_or_nothing(study):
@@ -188,7 +233,10 @@ def _absent(content):
     absent = {}
     for recipe in itertools.chain(*content["notebooks"].values()):
         given = _variants(content, recipe, keep_optional=True)[0]
-        named = [given.get("model"), given.get("teacher")]
+        named = [given.get(link) for link in ("model", "teacher")]
+        named = [
+            name for names in named for name in (names if isinstance(names, list) else [names])
+        ]
         models = [name for name in named if name and not _notebook_of(content, name)]
         needed = [name for name in models if given.get("optional") and not at_hand(name)]
         if needed:
@@ -203,8 +251,11 @@ def _notebook_of(content, recipe):
 
 def _variants(content, recipe, keep_optional=False):
     """Parameters of a recipe in a study, once a variant, axes still as lists."""
-    entries = content["notebooks"][_notebook_of(content, recipe)][recipe] or {}
+    notebook = _notebook_of(content, recipe)
+    entries = content["notebooks"][notebook][recipe] or {}
+    undeclared = set(parameters.PARAMETERS) - set(declared_parameters(notebook))
     shared = content.get("parameters") or {}
+    shared = {key: value for key, value in shared.items() if key not in undeclared}
     common = {"study": content["study"], "seed": 0, **recipe_parameters(recipe), **shared}
     dropped = () if keep_optional else ("optional",)
     return [
@@ -226,16 +277,21 @@ def _linked(content, link, values):
     """The run that parameter `link` of a run names; None if it names a model instead.
 
     It is the first variant of its recipe, with the same seed and, if it is pruned, the same
-    sparsity; the one-shot curve spans all sparsities, so there is one of it.
+    sparsity; the one-shot curve spans all sparsities, so there is one of it. Along an axis that
+    both have it is the one with the same value.
     """
     recipe = values[link]
     notebook = _notebook_of(content, recipe)
     if notebook is None:
         return None
-    theirs = _variants(content, recipe)[0] | {"seed": values["seed"]}
-    if theirs.get("sparsity") and link != "curve":
-        theirs["sparsity"] = values["sparsity"]
-    return _planned(content, notebook, theirs)
+    given = _variants(content, recipe)[0]
+    point = {
+        key: values[key] if values.get(key) in axis else axis[0]
+        for key, axis in _axes(given).items()
+    }
+    if given.get("sparsity") and link != "curve":
+        point["sparsity"] = values["sparsity"]
+    return _planned(content, notebook, _named(given, point | {"seed": values["seed"]}))
 
 
 def declared_parameters(notebook: str) -> list[str]:

@@ -43,6 +43,7 @@ METHODS = {
 
 # not about how good one pruned model is
 _ASIDE = ("00_pretraining", "04_size_and_speed", "06_criteria")
+_COLUMNS = ("recipe", "seed", "sparsity", "perplexity")  # of a table without rows
 
 
 def frame(
@@ -53,7 +54,7 @@ def frame(
     Args:
         records: of one study.
         published: {recipe: perplexity} that others reported, see `studies.context`.
-        missing: {recipe: what a row that could not be measured needs}.
+        missing: {recipe: why a row is not there, or not of all runs}.
 
     Returns:
         DataFrame with run, recipe, seed, sparsity (measured, of the block matrices, rounded to a
@@ -76,7 +77,7 @@ def frame(
             "test": float(metrics["test"]["perplexity"]),
             "tokens": training["tokens"], "seconds": training["seconds"],
         })  # fmt: skip
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=None if rows else _COLUMNS)
     control = table[table.recipe == "control"].set_index("seed").perplexity
     table["ratio"] = table.perplexity / table.seed.map(control)
     order = {recipe: place for place, recipe in enumerate(METHODS)}
@@ -180,9 +181,9 @@ def rows(table: pd.DataFrame, link: Callable) -> Iterator[tuple[str, ...]]:
     def reported(recipe):
         return (number(published[recipe]) if recipe in published else "",) if published else ()
 
-    for recipe, need in table.attrs["missing"].items():
+    for recipe, why in table.attrs["missing"].items():
         name = METHODS.get(recipe, (recipe,))[0]
-        yield name, "", *reported(recipe), f"needs {need}", "", "", ""
+        yield name, "", *reported(recipe), why, "", "", ""
     for row in summary(table).itertuples():
         spread = f" ± {row.spread:.2f}" if len(row.seeds) > 1 else ""
         yield (

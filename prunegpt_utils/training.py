@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from prunegpt_utils import sharding
 from prunegpt_utils.criteria import calibrate, known_gradients
 from prunegpt_utils.distillation import lesson, mean_loss, state_loss
 from prunegpt_utils.evaluation import slide, token_nll
+from prunegpt_utils.locks import held
 from prunegpt_utils.masks import apply_masks, cubic_sparsity, prune
 from prunegpt_utils.models import (
     autocast,
@@ -35,6 +37,9 @@ from prunegpt_utils.models import (
 )
 from prunegpt_utils.parameters import ParameterError
 from prunegpt_utils.progress import bar
+
+# seconds between checkpoints; a disk that is slow or a machine that is taken away may want others
+SAVE_EVERY = float(os.environ.get("PRUNEGPT_SAVE_EVERY", 60))
 
 
 @dataclass(frozen=True)
@@ -135,14 +140,15 @@ class Plan:
 def train(
     model: PreTrainedModel, windows: torch.Tensor, validation: torch.Tensor, folder: Path,
     plan: Plan, teacher: PreTrainedModel | None = None, *, cache: Path | None = None,
-    save_every: float = 60, compiled: bool = False, label: str = "training",
+    save_every: float = SAVE_EVERY, compiled: bool = False, label: str = "training",
 ) -> dict:  # fmt: skip
     """Train `model` in place, prune it on the way if asked, and leave the best version in it.
 
     What was trained before with equal arguments (weights, text, plan, teacher) is loaded instead;
-    what was interrupted goes on where it stopped, to the same bits as an undisturbed run. Started
-    by `accelerate launch` or `notebook_launcher`, the processes share each batch; together they
-    do what one of them would do alone, and the first one writes.
+    what was interrupted goes on where it stopped, to the same bits as an undisturbed run; what
+    another process is training right now, such as one that outlived its start, is waited for.
+    Started by `accelerate launch` or `notebook_launcher`, the processes share each batch; together
+    they do what one of them would do alone, and the first one writes.
 
     Args:
         model: causal language model, float32.
@@ -173,19 +179,28 @@ def train(
     folder = Path(folder, hashlib.sha256(json.dumps(arguments).encode()).hexdigest()[:16])
     together = _processes_sharing(plan.batch, model)
     _keep_freed_memory()
-    if not (folder / "training.json").exists():
+    with _alone(folder, together):
+        if not (folder / "training.json").exists():
+            together.wait_for_everyone()
+            run = _Run(model, folder, plan, arguments, together, teacher)
+            run.batches = calibration_batches(windows, plan)
+            run.loss = lambda rows: batch_loss(model, rows, plan, teacher)
+            run.resume()
+            if compiled:
+                run.live.base_model.compile(dynamic=False)
+            said = _said(windows, plan, teacher, cache, together)
+            _loop(run, windows, validation, said, save_every, label)
+            run.finish()
         together.wait_for_everyone()
-        run = _Run(model, folder, plan, arguments, together, teacher)
-        run.batches = calibration_batches(windows, plan)
-        run.loss = lambda rows: batch_loss(model, rows, plan, teacher)
-        run.resume()
-        if compiled:
-            run.live.base_model.compile(dynamic=False)
-        said = _said(windows, plan, teacher, cache, together)
-        _loop(run, windows, validation, said, save_every, label)
-        run.finish()
-    together.wait_for_everyone()
     return _load_finished(model, folder)
+
+
+@contextlib.contextmanager
+def _alone(folder, together):
+    """No other start trains in this folder meanwhile; the first process sees to that."""
+    with held(folder / "lock") if together.is_main_process else contextlib.nullcontext():
+        together.wait_for_everyone()
+        yield
 
 
 def _processes_sharing(batch, model):

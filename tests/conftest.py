@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers: no test ask
 
 import pytest
 import torch
+import yaml
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from prunegpt_utils import models
 from prunegpt_utils.data import Laid
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +54,28 @@ def model():
 @pytest.fixture
 def ids():
     return torch.randint(0, 97, (1000,), generator=torch.Generator().manual_seed(1))
+
+
+def cheap_study(runs):
+    """Lay out a study of two runs that take seconds each; return its folder below `runs`.
+
+    Its study file, text and model lie in that folder, so that nothing of the project changes.
+    """
+    folder, dice = runs / "cheap", random.Random(0)
+    folder.mkdir(parents=True)
+    model = tiny_gpt2(vocabulary=2048, block=64)
+    models.save_model(model, models.load_tokenizer("pydocs-base"), folder / "tiny")
+    words = ["one", "two", "three", "four", "five", "six", "seven"]
+    documents = [" ".join(dice.choices(words, k=60)) for _ in range(120)]
+    (folder / "text.txt").write_text("\n\n".join(documents), "utf-8")
+    parameters = {"model": str(folder / "tiny"), "data": str(folder / "text.txt")}
+    recipes = {"dense": {"steps": 60}, "control": {"steps": 60}}
+    content = {
+        "study": "cheap", "parameters": parameters | {"block": 64, "batch": 2},
+        "notebooks": {"01_baselines": recipes},
+    }  # fmt: skip
+    (folder / "study.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    return folder
 
 
 def papermill(notebook, runs, parameters):

@@ -72,6 +72,16 @@ def test_named_files_are_the_splits(tmp_path):
         ("broken.jsonl", b'{"text": "a"}\n{"te', "must hold UTF-8 text"),
         ("other.jsonl", b'{"body": "a"}', "must hold UTF-8 text"),
         ("broken.parquet", b"PAR1", "must hold UTF-8 text"),
+        ("latin.txt", "dünn".encode("latin-1") * 99, "must hold UTF-8 text"),
+        ("utf-16.txt", ("word\n\n" * 99).encode("utf-16"), "must hold UTF-8 text"),
+        ("number.jsonl", b'{"text": 5}', "must hold UTF-8 text"),
+        ("nothing.jsonl", b'{"text": null}', "must hold UTF-8 text"),
+        ("list.jsonl", b'["text"]', "must hold UTF-8 text"),
+        ("half.jsonl", b'{"text": "\\ud83d"}', "must hold UTF-8 text"),
+        ("line.txt", b"x" * 20_000_000, "has no text in its"),  # one document, however long
+        ("line-breaks.txt", b"\r\n" * 1000, "has no text in its"),
+        ("picture.png", b"PNG", "must be pydocs, a file or folder"),
+        ("../../etc/passwd", None, "must be pydocs, a file or folder"),
     ],
 )
 def test_wrong_text_is_one_line(tmp_path, name, content, message):
@@ -80,6 +90,44 @@ def test_wrong_text_is_one_line(tmp_path, name, content, message):
     with pytest.raises(ParameterError, match=message) as caught:
         data.load_text(str(tmp_path / name), tmp_path / "cache")
     assert str(caught.value).startswith("data: ") and "\n" not in str(caught.value)
+
+
+def test_marks_and_line_ends_of_another_system_are_no_text(tmp_path):
+    text = "\n\n".join(STORY)
+    (tmp_path / "marked.txt").write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert data.load_text(str(tmp_path / "marked.txt"), tmp_path).splits == data.split_documents(
+        STORY
+    )
+    lines = "\r\n".join(json.dumps({"text": t}) for t in STORY)
+    (tmp_path / "marked.jsonl").write_bytes(lines.encode("utf-8-sig"))
+    assert data.load_text(str(tmp_path / "marked.jsonl"), tmp_path).splits == data.split_documents(
+        STORY
+    )
+
+
+SCRIPTS = [
+    "שלום עולם",
+    "مرحبا بالعالم",
+    "👩‍🔬🏳️‍🌈",
+    "e\u0301",
+    "a\u2028b\x85c",
+    "\u202eabc",
+    "漢字仮名",
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_is_text_like_any_other(tmp_path, script):
+    """Right to left, joined pictures, combining marks, separators that are no line ends."""
+    texts = [f"{script} {n}" for n in range(200)]
+    lines = "\n".join(json.dumps({"text": t}, ensure_ascii=False) for t in texts)
+    (tmp_path / "story.jsonl").write_text(lines, "utf-8")
+    corpus = data.load_text(str(tmp_path / "story.jsonl"), tmp_path)
+    assert corpus.splits == data.split_documents(texts)
+    tokenizer = models.load_tokenizer("pydocs-base")
+    tokens = data.tokenize(corpus, tokenizer, tmp_path)
+    decoded = tokenizer.decode(tokens.ids["test"], clean_up_tokenization_spaces=False)
+    assert decoded == corpus.text("test")
 
 
 def test_tokens_are_lossless_counted_and_cached(tmp_path, monkeypatch):

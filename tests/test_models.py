@@ -1,8 +1,10 @@
 import ast
+import json
 
 import pytest
 import torch
 from conftest import ROOT, tiny_gpt2
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from prunegpt_utils import models
@@ -71,6 +73,60 @@ def test_a_bad_checkpoint_is_one_line(tmp_path, damage):
     with pytest.raises(ParameterError) as caught:
         models.load_model(tmp_path)
     assert str(caught.value).startswith("model: ") and "\n" not in str(caught.value)
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("transformer.h.1.mlp.c_fc.weight"), "it lacks transformer.h.1.mlp.c_fc.weight"),
+        (lambda w: w.update(more=torch.zeros(3)), "it has no place for more"),
+        (lambda w: w.update({"transformer.wpe.weight": torch.zeros(3, 3)}), "does not load"),
+        (lambda w: w["transformer.wpe.weight"].fill_(torch.nan), "has weights that are not finite"),
+    ],
+)  # fmt: skip
+def test_weights_must_be_those_of_the_configuration(tmp_path, change, message):
+    tiny_gpt2().save_pretrained(tmp_path)
+    change_weights(tmp_path, change)
+    with pytest.raises(ParameterError, match=message) as caught:
+        models.load_model(tmp_path)
+    assert str(caught.value).startswith("model: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("load", [models.load_model, models.load_tokenizer])
+def test_code_that_comes_with_a_model_is_not_run(tmp_path, load):
+    tiny_gpt2().save_pretrained(tmp_path)
+    ran = tmp_path / "ran"
+    (tmp_path / "mine.py").write_text(f"open({str(ran)!r}, 'w')")
+    asked = {
+        "AutoConfig": "mine.A",
+        "AutoModelForCausalLM": "mine.B",
+        "AutoTokenizer": ["mine.C", None],
+    }
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": asked}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tokenizer = {"tokenizer_class": "C", "auto_map": asked}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ParameterError, match="asks to run code that comes with it; none is"):
+        load(tmp_path)
+    assert not ran.exists()
+
+
+def test_saving_replaces_whole_files(tmp_path, monkeypatch):
+    tokenizer = models.load_tokenizer("pydocs-base")
+    models.save_model(tiny_gpt2(seed=1), tokenizer, tmp_path / "model")
+    before = models.fingerprint(models.load_model(tmp_path / "model"))
+    monkeypatch.setattr(tokenizer, "save_pretrained", lambda folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        models.save_model(tiny_gpt2(seed=2), tokenizer, tmp_path / "model")
+    assert models.fingerprint(models.load_model(tmp_path / "model")) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_name_that_cannot_be_a_model_is_told_at_once():

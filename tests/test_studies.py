@@ -82,7 +82,7 @@ def test_a_run_stands_on_runs_of_its_own_seed_and_sparsity():
 
 def test_axes_and_variants_become_runs_with_names_of_their_own(monkeypatch):
     content = {"study": "mine", "notebooks": {
-        "01_baselines": {"dense": {"steps": 5}},
+        "01_baselines": {"dense": {"steps": 5, "seed": [0, 1]}},
         "02_pruning": {"gradual": [
             {"sparsity": [0.5, 0.9], "curve": ""},
             {"scope": ["2:4"], "sparsity": 0.5, "curve": ""},
@@ -92,7 +92,7 @@ def test_axes_and_variants_become_runs_with_names_of_their_own(monkeypatch):
     monkeypatch.setattr(studies, "load", lambda study: content)
     plan = studies.plan("mine")
     assert set(plan) == {
-        "dense-seed0", "gradual-s50-seed0", "gradual-s90-seed0", "gradual-2of4-s50-seed0",
+        "dense-seed0", "dense-seed1", "gradual-s50-seed0", "gradual-s90-seed0", "gradual-2of4-s50-seed0",
         "gradual-lr0.001-s90-seed0", "gradual-lr0.001-s90-seed1",
         "gradual-lr0.004-s90-seed0", "gradual-lr0.004-s90-seed1",
     }  # fmt: skip

@@ -1,8 +1,12 @@
+import errno
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
+import torch
 from conftest import tiny_gpt2
 
 from prunegpt_utils import distillation, masks, models, training
@@ -57,6 +61,45 @@ def test_a_finished_run_is_loaded_not_repeated(tmp_path, ids, monkeypatch):
     monkeypatch.setattr(training, "_loop", None)  # would raise if called
     second, again = run(tmp_path, ids)
     assert models.fingerprint(first) == models.fingerprint(second) and again == result
+
+
+def test_the_same_training_in_two_processes_is_made_once(tmp_path, ids, monkeypatch):
+    """The second one waits, as after a start that died while its notebook lived on."""
+    _, result = run(tmp_path / "alone", ids)
+    loops, loop = [], training._loop
+
+    def slow(*arguments):
+        loops.append(1)
+        time.sleep(0.3)  # long enough for the other one to come
+        loop(*arguments)
+
+    monkeypatch.setattr(training, "_loop", slow)
+    two, teacher = [tiny_gpt2(dropout=0.1) for _ in range(2)], models.frozen_copy(tiny_gpt2(7))
+    rest = (windows(ids, 16), ids[:200], tmp_path / "both", PLAN, teacher)
+    with ThreadPoolExecutor(2) as pool:  # each opens the lock for itself, as processes do
+        found = [future.result() for future in [pool.submit(train, m, *rest) for m in two]]
+    assert len(loops) == 1
+    assert all(map(torch.equal, two[0].parameters(), two[1].parameters()))
+    assert found[0]["history"] == found[1]["history"] == result["history"]
+
+
+def test_a_full_disk_costs_no_checkpoint(tmp_path, ids, monkeypatch):
+    whole, _ = run(tmp_path / "whole", ids)
+    interrupted(monkeypatch, tmp_path / "cut", ids, 9)
+    (kept,) = (tmp_path / "cut").rglob("resume.safetensors")
+    before = kept.read_bytes()
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(tmp_path / "cut", ids, save_every=0)
+    assert kept.read_bytes() == before
+    again, _ = run(tmp_path / "cut", ids)
+    assert all(map(torch.equal, whole.parameters(), again.parameters()))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
