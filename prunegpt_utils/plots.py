@@ -76,7 +76,8 @@ def description(figure):
     for panel, rows in points(figure).groupby("panel", sort=False):
         place = axes[panel]
         names = [place.get_ylabel(), place.get_xlabel() or figure.axes[-1].get_xlabel()]
-        said.append(": ".join(dict.fromkeys([panel, " against ".join(filter(None, names))])))
+        names = " against ".join(filter(None, names))
+        said.append(names if names.startswith(panel) else f"{panel}: {names}".removesuffix(": "))
         for series, mine in rows.groupby("series", sort=False):
             first, last = (_said(place, mine.iloc[end]) for end in (0, -1))
             said.append(f"{series}: {first}" + (f" to {last}" if len(mine) > 1 else ""))
@@ -93,7 +94,7 @@ def _said(axes, row):
         return number(row.y)
     write = axes.xaxis.get_major_formatter()
     own = isinstance(write, FuncFormatter) and not isinstance(row.x, str)
-    x = write(row.x) if own else row.x if isinstance(row.x, str) else f"{row.x:.3g}"
+    x = write(row.x) if own else row.x if isinstance(row.x, str) else f"{row.x:,.4g}"
     return f"{number(row.y)} at {x}"
 
 
@@ -358,7 +359,8 @@ def perplexity_by_bytes(costs):
     for row in front.itertuples():
         axes.annotate(
             f"{100 * row.sparsity:.0f} %" if row.sparsity else "dense",
-            (row.bytes / 1e6, row.perplexity), (9, 6), textcoords="offset points", fontsize=9,
+            (row.bytes / 1e6, row.perplexity), (-8, -13), textcoords="offset points",
+            fontsize=9, ha="right",
         )  # fmt: skip
     axes.set(
         yscale="log", xlabel="megabytes: values that are not zero, and a bit a weight to find them",
