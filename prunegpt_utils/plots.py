@@ -367,6 +367,7 @@ def perplexity_by_bytes(costs):
         ylabel="validation perplexity", title="What a byte buys",
     )  # fmt: skip
     axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0.85 * costs.perplexity.min())  # room for the last label
     _plain_log(axes.yaxis)
     axes.legend(fontsize=9)
     return figure
