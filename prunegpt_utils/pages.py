@@ -131,6 +131,14 @@ def _signature(member):
 def _parsed(thing):
     """The text of a docstring, and its sections as Google's style names them."""
     text, *rest = _SECTION.split(inspect.getdoc(thing) or "")
-    pairs = zip(rest[::2], rest[1::2], strict=True)
-    sections = [(heading, inspect.cleandoc(body).strip()) for heading, body in pairs]
-    return {"text": text.strip(), "sections": sections}
+    sections = []
+    for heading, body in zip(rest[::2], rest[1::2], strict=True):
+        listed = heading in ("Args", "Raises")  # a line an entry, what goes on is indented
+        body = inspect.cleandoc(body).strip()
+        sections.append((heading, re.sub(r"\n +", " ", body) if listed else _flowing(body)))
+    return {"text": _flowing(text.strip()), "sections": sections}
+
+
+def _flowing(text):
+    """Paragraphs without their line breaks; indented lines keep theirs."""
+    return re.sub(r"(?<!\n)\n(?![\n ])", " ", text)

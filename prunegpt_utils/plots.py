@@ -79,7 +79,8 @@ def description(figure: Figure) -> str:
     for panel, rows in points(figure).groupby("panel", sort=False):
         place = axes[panel]
         names = [place.get_ylabel(), place.get_xlabel() or figure.axes[-1].get_xlabel()]
-        said.append(": ".join(dict.fromkeys([panel, " against ".join(filter(None, names))])))
+        names = " against ".join(filter(None, names))
+        said.append(names if names.startswith(panel) else f"{panel}: {names}".removesuffix(": "))
         for series, mine in rows.groupby("series", sort=False):
             first, last = (_said(place, mine.iloc[end]) for end in (0, -1))
             said.append(f"{series}: {first}" + (f" to {last}" if len(mine) > 1 else ""))
@@ -96,7 +97,7 @@ def _said(axes, row):
         return number(row.y)
     write = axes.xaxis.get_major_formatter()
     own = isinstance(write, FuncFormatter) and not isinstance(row.x, str)
-    x = write(row.x) if own else row.x if isinstance(row.x, str) else f"{row.x:.3g}"
+    x = write(row.x) if own else row.x if isinstance(row.x, str) else f"{row.x:,.4g}"
     return f"{number(row.y)} at {x}"
 
 
@@ -363,13 +364,15 @@ def perplexity_by_bytes(costs: pd.DataFrame) -> Figure:
     for row in front.itertuples():
         axes.annotate(
             f"{100 * row.sparsity:.0f} %" if row.sparsity else "dense",
-            (row.bytes / 1e6, row.perplexity), (9, 6), textcoords="offset points", fontsize=9,
+            (row.bytes / 1e6, row.perplexity), (-8, -13), textcoords="offset points",
+            fontsize=9, ha="right",
         )  # fmt: skip
     axes.set(
         yscale="log", xlabel="megabytes: values that are not zero, and a bit a weight to find them",
         ylabel="validation perplexity", title="What a byte buys",
     )  # fmt: skip
     axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0.85 * costs.perplexity.min())  # room for the last label
     _plain_log(axes.yaxis)
     axes.legend(fontsize=9)
     return figure

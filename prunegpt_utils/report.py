@@ -75,12 +75,12 @@ def _record_page(folder, study, record, pages):
     first = ("metrics", "sparsity", "gain", "behind", "training", "parameters", "matrices")
     parts = {name: record.get(name) for name in first}
     parts |= {name: value for name, value in record.items() if isinstance(value, dict | list)}
+    sample, name = [record] if parts.pop("sample", None) else [], record["run"]
     lists = {
         f"{part}: {name}": rows
         for part, values in parts.items() if isinstance(values, dict)
         for name, rows in values.items() if isinstance(rows, list)
     }  # fmt: skip
-    sample, name = [record] if parts.pop("sample", None) else [], record["run"]
     alone = {key: value for key, value in record.items() if not isinstance(value, dict | list)}
     _put(
         folder / f"{name}.html", "record.html", study, name, "../", record=record,
