@@ -6,9 +6,12 @@ a threshold against weights, memory of a step against the length of its windows.
 
 import statistics
 
+import matplotlib.pyplot as plt
 import torch
+from matplotlib.ticker import EngFormatter, NullLocator
 
 from benchmarks.side_by_side import gpt2, in_turns, options, random_ids, row, slope, write
+from prunegpt_utils import plots
 from prunegpt_utils.efficiency import tracked_memory
 from prunegpt_utils.masks import make_masks
 from prunegpt_utils.models import count
@@ -37,11 +40,12 @@ def stepper(shape, batch, block):
     return count(model)["parameters"], step
 
 
-def growth(what, acts, turns, goal=""):
-    """Row of the slope of time over the numbers that `acts` are named by."""
+def growth(act, over, acts, turns):
+    """Row of the slope of an act's time over the numbers that `acts` are named by."""
     seconds = in_turns(acts, turns)
     middle = [statistics.median(times) for times in seconds.values()]
-    return row(what, "", "slope", slope(list(acts), middle), goal, seconds=seconds)
+    exponent, axes = slope(list(acts), middle), [over, f"seconds, {act}"]
+    return row(f"time of a {act} against {over}", "", "slope", exponent, seconds=seconds, axes=axes)
 
 
 def memory(config, lengths):
@@ -52,7 +56,29 @@ def memory(config, lengths):
     a_token = (found[last] - found[first]) / (last - first)
     grown = slope(lengths, found.values())
     what = "memory of a step against window length"
-    return row(what, "", "slope", grown, "<= 1", bytes=found, bytes_a_token=a_token)
+    axes = ["tokens a window", "bytes, step of one window"]
+    return row(what, "", "slope", grown, "<= 1", bytes=found, bytes_a_token=a_token, axes=axes)
+
+
+def draw(record):
+    """The curves of a record on log-log axes, a panel a row, with its slope as the title."""
+    plots.style()
+    figure, panels = plt.subplots(2, 2, figsize=(8.6, 6.6))
+    for found, panel in zip(record["rows"], panels.flat, strict=True):
+        points = found.get("bytes") or found["seconds"]
+        points = sorted((int(x), statistics.median(_several(y))) for x, y in points.items())
+        panel.loglog(*zip(*points, strict=True), "o-", color="#0072B2")
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.set_xticks([x for x, _ in points])
+        panel.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
+        across, up = found["axes"]
+        panel.set(title=f"slope {found['value']:.2f}", xlabel=across, ylabel=up)
+    figure.tight_layout()
+    return figure
+
+
+def _several(measured):
+    return measured if isinstance(measured, list) else [measured]
 
 
 def main(arguments=None):
@@ -63,14 +89,14 @@ def main(arguments=None):
     sizes = (1000, 4000) if smoke else (10**6, 4 * 10**6, 16 * 10**6, 85 * 10**6)
     lengths = (8, 16) if smoke else (128, 256, 512, 1024)
     by_size = dict(stepper(shape, 2, block) for shape in shapes)
-    rows = [growth("time of a step against parameters", by_size, turns)]
+    rows = [growth("step", "parameters", by_size, turns)]
     del by_size
     by_tokens = {batch * block: stepper(shapes[1], batch, block)[1] for batch in batches}
-    rows.append(growth("time of a step against tokens", by_tokens, turns))
+    rows.append(growth("step", "tokens", by_tokens, turns))
     dice = torch.Generator().manual_seed(0)
     scored = {n: {"w": torch.rand(n, generator=dice)} for n in sizes}
     cuts = {n: (lambda tensors=tensors: make_masks(tensors, 0.9)) for n, tensors in scored.items()}
-    rows.append(growth("time of a threshold against weights", cuts, turns))
+    rows.append(growth("threshold", "weights", cuts, turns))
     rows.append(memory(gpt2("tiny" if smoke else "124M", n_positions=lengths[-1]).config, lengths))
     return write("scaling", "how it grows", rows, smoke)
 

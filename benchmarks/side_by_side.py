@@ -145,7 +145,7 @@ def slope(xs, ys):
 _COMPARE = {">=": operator.ge, "<=": operator.le}
 
 
-def row(case, against, measure, value, goal="", **evidence):
+def row(case, against, measure, value, goal=None, **evidence):
     """One line of the table, with what stands behind it.
 
     Args:
@@ -157,7 +157,8 @@ def row(case, against, measure, value, goal="", **evidence):
     Returns:
         dict: the same, and whether the goal is met.
     """
-    found = {"case": case, "against": against, "measure": measure, "value": value, "goal": goal}
+    found = {"case": case, "against": against, "measure": measure, "value": value}
+    found["goal"] = goal or ""
     if goal:
         sign, limit = goal.split()
         found["met"] = _COMPARE[sign](value, float(limit))

@@ -9,7 +9,8 @@ import re
 import shutil
 from pathlib import Path
 
-from prunegpt_utils import records
+from benchmarks import scaling
+from prunegpt_utils import plots, records
 from prunegpt_utils.parameters import ParameterError
 
 ORDER = ("training_step", "mask_cost", "teacher_cost", "global_threshold", "perplexity",
@@ -55,7 +56,10 @@ def markdown(folder):
             lines += [_line(row, f"{name}-{kind}") for row in record["rows"]]
         elif kind == "cpu" or name in ON_A_GPU:
             lines.append(f"| {name.replace('_', ' ')}, {DEVICES[kind]} | | not run | | |")
-    return "\n".join([*lines, "", *(f"Run on {place}." for place in dict.fromkeys(places))])
+    lines += ["", *(f"Run on {place}." for place in dict.fromkeys(places))]
+    if (folder / "scaling-cpu.json").exists():
+        lines += ["", "![How time and memory grow, log-log](figures/benchmarks/scaling.png)"]
+    return "\n".join(lines)
 
 
 def _line(row, record):
@@ -99,6 +103,9 @@ def main(arguments=None):
     text = chosen.readme.read_text("utf-8")
     with_table(text, "")  # complains before anything is copied
     publish(records.study_folder("benchmarks"), published())
+    grown = records.read(published() / "scaling-cpu.json")
+    if grown:
+        plots.save(scaling.draw(grown), records.ROOT / "figures" / "benchmarks", "scaling")
     table = markdown(published())
     part = chosen.readme.with_suffix(".part")
     part.write_text(with_table(text, table), "utf-8")

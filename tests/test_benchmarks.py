@@ -26,7 +26,7 @@ def test_each_benchmark_runs_and_says_on_what(name, runs_folder):
     assert record["rows"] and record["checksum"] == records.checksum(record)
     for row in record["rows"]:
         assert float(row["value"]) == row["value"], row
-        assert {"case", "against", "measure", "goal"} <= set(row)
+        assert all(isinstance(row[key], str) for key in ("case", "against", "measure", "goal"))
     assert {"device", "threads", "torch", "commit", "dirty"} <= set(record["environment"])
     assert any("seconds" in row for row in record["rows"])
 
@@ -130,6 +130,20 @@ def test_the_table_comes_from_the_records(project, monkeypatch, capsys):
     table.main()
     assert project.read_text() == text
     assert [path.name for path in table.published().iterdir()] == ["training_step-cpu.json"]
+
+
+def test_the_curves_are_drawn_in_the_order_of_their_numbers(project):
+    powers = {x: [2.0 * x] for x in (20, 300, 1000)}  # as text, 1000 comes first
+    rows = [side_by_side.row("a", "", "slope", 1.0, seconds=powers, axes=["x", "y"])] * 4
+    record = records.read(side_by_side.write("scaling", "how it grows", rows))
+    panels = table.scaling.draw(record).axes
+    assert [list(panel.lines[0].get_xdata()) for panel in panels] == [list(powers)] * 4
+    table.main([])
+    assert (
+        "![How time and memory grow, log-log](figures/benchmarks/scaling.png)"
+        in project.read_text()
+    )
+    assert (project.parent / "figures" / "benchmarks" / "scaling.png").exists()
 
 
 def test_a_readme_without_markers_is_left_alone(project):
