@@ -9,7 +9,6 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -170,21 +169,14 @@ def train(
         ParameterError: a checkpoint is damaged, or the processes cannot share a batch evenly.
         FloatingPointError: the loss is not finite; the last good checkpoint stays.
     """
-    arguments = asdict(plan) | {
-        "block": windows.shape[1] - 1,
-        "model": fingerprint(model),
-        "teacher": teacher and fingerprint(teacher),
-        "data": digest(windows, validation),
-    }
+    arguments = _identity(model, windows, validation, plan, teacher)
     folder = Path(folder, hashlib.sha256(json.dumps(arguments).encode()).hexdigest()[:16])
     together = _processes_sharing(plan.batch, model)
     _keep_freed_memory()
     with _alone(folder, together):
         if not (folder / "training.json").exists():
             together.wait_for_everyone()
-            run = _Run(model, folder, plan, arguments, together, teacher)
-            run.batches = calibration_batches(windows, plan)
-            run.loss = lambda rows: batch_loss(model, rows, plan, teacher)
+            run = _Run(model, windows, folder, plan, arguments, together, teacher)
             run.resume()
             if compiled:
                 run.live.base_model.compile(dynamic=False)
@@ -193,6 +185,16 @@ def train(
             run.finish()
         together.wait_for_everyone()
     return _load_finished(model, folder)
+
+
+def _identity(model, windows, validation, plan, teacher):
+    """All that the outcome of a training depends on."""
+    return asdict(plan) | {
+        "block": windows.shape[1] - 1,
+        "model": fingerprint(model),
+        "teacher": teacher and fingerprint(teacher),
+        "data": digest(windows, validation),
+    }
 
 
 @contextlib.contextmanager
@@ -419,10 +421,9 @@ class _Run:
     them its sharded copy, from which `collect` fills `model` when it is to be looked at.
     """
 
-    batches: list
-    loss: Callable
-
-    def __init__(self, model, folder, plan, arguments, together, teacher):
+    def __init__(self, model, windows, folder, plan, arguments, together, teacher):
+        self.batches = calibration_batches(windows, plan)
+        self.loss = lambda rows: batch_loss(model, rows, plan, teacher)
         self.sharded = sharding.wanted() and together.num_processes > 1
         self.live = sharding.sharded_copy(model) if self.sharded else model
         objective = _Objective(self.live, plan, teacher)
