@@ -104,4 +104,4 @@ def reason(log: Path) -> str:
     errors = [
         line.strip() for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)
     ]
-    return errors[-1] if errors else "was killed"
+    return errors[-1] if errors else "was killed, or never began"

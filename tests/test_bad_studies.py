@@ -44,10 +44,10 @@ BOMB = "\n".join(
 def test_a_file_that_is_no_plain_mapping(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_bytes(text)
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(ParameterError, match=message) as told:
         strict_yaml.read(path, "study")
-    assert "\n" not in str(told.value) and time.perf_counter() - begin < 5
+    assert "\n" not in str(told.value) and time.process_time() - begin < 5
 
 
 DENSE = {"01_baselines": {"dense": None}}
@@ -146,9 +146,9 @@ def test_a_thousand_runs_are_planned_in_seconds(monkeypatch):
     monkeypatch.setattr(
         studies, "_read", lambda kind, *rest: content if kind == "study" else read(kind, *rest)
     )
-    begin = time.perf_counter()
+    begin = time.process_time()  # not the time that others on this machine take
     assert len(studies.plan("mine")) == 1050
-    assert time.perf_counter() - begin < 10
+    assert time.process_time() - begin < 10
 
 
 def test_every_study_of_the_project_reads():

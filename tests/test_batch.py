@@ -165,7 +165,10 @@ def test_what_failed_is_listed_with_reason_and_place(runs_folder, capsys, monkey
         "cheap: 0 of 2 runs done, 1 failed; `make resume STUDY=cheap` goes on",
     ]
     log.write_text("Executing notebook")
-    assert batch.unfinished("cheap") == {"dense-seed0": "was killed", "control-seed0": ""}
+    assert batch.unfinished("cheap") == {
+        "dense-seed0": "was killed, or never began",
+        "control-seed0": "",
+    }
 
 
 def record_of(name, perplexity):

@@ -157,7 +157,7 @@ def test_kills_at_random_times(calm, tmp_path, monkeypatch):
             assert {name: now.get(name) for name in known} == known
             known = now
         assert outcome(runs) == outcome(calm[0])
-        assert processes(runs) == []
+        until(lambda runs=runs: not processes(runs))  # an orphan may still be finishing
     print(f"{kills} kills in {folders} folders")
 
 

@@ -65,7 +65,4 @@ def test_a_missing_venv_module_is_one_line(bare):
 def test_an_unknown_study_is_one_line(runs_folder):
     done = make(ROOT, "study", "STUDY=pydoc")
     assert done.returncode != 0 and not runs_folder.exists()
-    assert (
-        "error: study: 'pydoc' must be one of docs-124m" in done.stderr
-        and "Traceback" not in done.stderr
-    )
+    assert "error: study: 'pydoc' must be one of " in done.stderr and "Traceback" not in done.stderr
