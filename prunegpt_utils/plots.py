@@ -78,8 +78,8 @@ def description(figure: Figure) -> str:
     said, axes = [], {_title(axes): axes for axes in figure.axes}
     for panel, rows in points(figure).groupby("panel", sort=False):
         place = axes[panel]
-        names = [place.get_ylabel(), place.get_xlabel() or figure.axes[-1].get_xlabel()]
-        names = " against ".join(filter(None, names))
+        labels = [place.get_ylabel(), place.get_xlabel() or figure.axes[-1].get_xlabel()]
+        names = " against ".join(filter(None, labels))
         said.append(names if names.startswith(panel) else f"{panel}: {names}".removesuffix(": "))
         for series, mine in rows.groupby("series", sort=False):
             first, last = (_said(place, mine.iloc[end]) for end in (0, -1))
