@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from pydoc_data.topics import topics
 from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers: no test asks the network
@@ -75,6 +76,15 @@ def cheap_study(runs):
         "notebooks": {"01_baselines": recipes},
     }  # fmt: skip
     (folder / "study.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    return folder
+
+
+def small_text(folder):
+    """A text of the reader's own in three files: pages of Python's reference, the short ones."""
+    folder.mkdir()
+    pages = [text for _, text in sorted(topics.items()) if 800 < len(text) < 3000]
+    for split, chosen in {"train": pages[8:], "valid": pages[:4], "test": pages[4:8]}.items():
+        (folder / f"{split}.txt").write_text("\n".join(chosen), "utf-8")
     return folder
 
 

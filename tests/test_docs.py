@@ -7,11 +7,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import pytest
 import yaml
-from conftest import ONE_THREAD, ROOT
+from conftest import ONE_THREAD, ROOT, small_text
 
 from prunegpt_utils import criteria, models, records, tables
 from prunegpt_utils.parameters import ParameterError
@@ -43,11 +42,7 @@ def smaller(text, data):
 def mine(tmp_path_factory):
     """The reader's own text and model."""
     folder = tmp_path_factory.mktemp("data")
-    (folder / "letters").mkdir()
-    names = sorted(topics)
-    for split, chosen in {"train": names[:24], "valid": names[24:28], "test": names[28:32]}.items():
-        text = "\n".join(topics[name] for name in chosen)
-        (folder / "letters" / f"{split}.txt").write_text(text, "utf-8")
+    small_text(folder / "letters")
     shutil.copytree(models.BASE, folder / "my-model")
     return folder
 

@@ -12,16 +12,16 @@ import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import nbformat
 import pytest
-from conftest import ONE_THREAD, ROOT
+from conftest import ONE_THREAD, ROOT, small_text
 
 from prunegpt_utils import records
 
 sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = [
     pytest.mark.system,
     pytest.mark.skipif(not CHROMIUM, reason="needs Chromium"),
@@ -81,20 +81,17 @@ def browser():
 def page(browser):
     shown = browser.new_page(viewport={"width": 1280, "height": 900})
     shown.set_default_timeout(240_000)
+    sync_api.expect.set_options(timeout=240_000)
     yield shown
     shown.close()
 
 
 def small_notebook(folder):
     """Notebook 02 with smoke parameters in its parameters cell, and a small text beside it."""
-    names = sorted(topics)
-    (folder / "text").mkdir()
-    for split, chosen in {"train": names[:30], "valid": names[30:36], "test": names[36:42]}.items():
-        text = "\n".join(topics[name] for name in chosen)
-        (folder / "text" / f"{split}.txt").write_text(text, "utf-8")
+    text = small_text(folder / "text")
     notebook = nbformat.read(ROOT / "notebooks" / "02_pruning.ipynb", 4)
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    for name, value in (SMALL | {"data": f'"{folder / "text"}"'}).items():
+    for name, value in (SMALL | {"data": f'"{text}"'}).items():
         cell.source, times = re.subn(
             rf"^({name}: \w+ = ).+?(  #.*)$",
             lambda m, v=value: m[1] + v + m[2],
