@@ -78,8 +78,8 @@ bench: $(STAMP)  ## measure the speed beside other tools, on an idle machine; re
 	@for name in $(BENCHMARKS); do echo "$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 	@$(BIN)/python -m benchmarks.table
 
-lab: $(STAMP)  ## open JupyterLab at this README, from which the notebooks are a click away
-	@$(BIN)/jupyter lab --LabApp.default_url='/lab/tree/README.md?factory=Markdown%20Preview'
+lab: $(STAMP)  ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab notebooks/01_baselines.ipynb
 
 test: $(STAMP)  ## run the test suite
 	@$(BIN)/python -m pytest

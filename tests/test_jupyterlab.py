@@ -1,9 +1,8 @@
-"""JupyterLab as a reader has it: a notebook runs from top to bottom, and `make lab` opens well."""
+"""JupyterLab as a reader has it: a notebook runs from top to bottom."""
 
 import os
 import re
 import secrets
-import shlex
 import shutil
 import socket
 import subprocess
@@ -11,7 +10,6 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -130,22 +128,3 @@ def test_all_cells_of_a_notebook_run(page, tmp_path, runs_folder):
     record = records.read(runs_folder / "lab" / "records" / "gradual-s90-seed0.json")
     assert record["training"]["steps"] == 2
     assert record["sparsity"]["prunable"] == pytest.approx(0.9, abs=1e-3)
-
-
-def test_make_lab_opens_the_readme_as_a_page(page, tmp_path):
-    """The command of `make lab`; what is to be read is rendered, and a notebook one click away."""
-    said = subprocess.run(
-        ["make", "-n", "lab", f"VENV={Path(sys.prefix)}"], cwd=ROOT, capture_output=True, text=True, check=True
-    )  # fmt: skip
-    command = shlex.split(said.stdout.splitlines()[-1])
-    with server(command, ROOT, tmp_path) as (address, token):
-        page.goto(f"{address}/?token={token}")
-        rendered = page.locator(".jp-MarkdownViewer")
-        sync_api.expect(
-            rendered.get_by_role("heading", name="PruneGPT", exact=True)
-        ).to_be_visible()
-        assert rendered.locator("table").count() >= 1
-        page.screenshot(path=tmp_path / "readme.png")
-        rendered.get_by_role("link", name="02 Pruning").first.click()
-        page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
-        sync_api.expect(page.locator(".jp-NotebookPanel h1").first).to_contain_text("Which weights")
