@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -207,7 +208,10 @@ def _alone(folder, together):
 
 def _processes_sharing(batch, model):
     """The Accelerator of this training: one process, unless a launcher started more."""
-    together = Accelerator(cpu=model.device.type == "cpu")
+    # Accelerate remembers the precision of whoever used it first in this process, such as a
+    # Trainer's bf16, and would run our forward pass in it; here the plan says which it is.
+    AcceleratorState._reset_state()
+    together = Accelerator(cpu=model.device.type == "cpu", mixed_precision="no")
     if batch % together.num_processes:
         allowed = f"must be a multiple of the {together.num_processes} processes that share it"
         raise ParameterError("batch", batch, allowed)

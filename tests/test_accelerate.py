@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import ONE_THREAD, ROOT, tiny_gpt2
 
 from prunegpt_utils import records
@@ -117,6 +119,14 @@ def test_two_processes_train_as_one(alone, tmp_path, launcher):
     ranks = [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)]
     assert ranks[0] == ranks[1]  # the same weights, hence the same masks
     assert ranks[0].endswith(f"sharded: {'fsdp' in launcher}")
+
+
+def test_the_precision_of_an_earlier_trainer_does_not_leak_in(alone, tmp_path):
+    """Accelerate keeps one state a process; only the plan may say in what precision we train."""
+    AcceleratorState._reset_state()
+    Accelerator(cpu=True, mixed_precision="bf16")
+    trained(tmp_path, PLAN, TEACHER)
+    assert history(tmp_path) == history(alone)
 
 
 def test_processes_must_share_a_batch_evenly(tmp_path, monkeypatch):
