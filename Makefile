@@ -84,8 +84,8 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 test: $(STAMP)  ## run the test suite
 	@$(BIN)/python -m pytest
 
-test-system: $(STAMP)  ## run the long tests: whole studies, other architectures
-	@$(BIN)/python -m pytest -m system
+test-system: $(STAMP)  ## run the long tests: whole studies, kills, browsers, Slurm [TESTS=tests/test_slurm.py]
+	@$(BIN)/python -m pytest -m system --numprocesses 0 $(TESTS)
 
 lint: $(STAMP)  ## check the style of code and notebooks, and the types
 	@$(BIN)/ruff check .
