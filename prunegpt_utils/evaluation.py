@@ -142,13 +142,14 @@ def paired_difference(
 
     Args:
         first, second: losses of `scored_tokens`, the same tokens under two models.
-        window: tokens that are drawn together.
+        window: tokens that are drawn together; of a text shorter than eight such, an eighth.
         draws: resamples.  seed: of the resampling.
 
     Returns:
         dict: mean, low, high, in nats a token.
     """
     difference = (first - second).double()
+    window = min(window, max(1, len(difference) // 8))
     whole = len(difference) // window * window
     means = difference[:whole].view(-1, window).mean(1)
     dice = torch.Generator().manual_seed(seed)

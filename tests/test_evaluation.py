@@ -180,3 +180,10 @@ def test_paired_interval_is_that_of_the_normal_approximation():
 def test_a_model_does_not_differ_from_itself(model, ids):
     losses = evaluation.scored_tokens(model, tokens_of(ids), "test", 32).losses
     assert evaluation.paired_difference(losses, losses, 32) == {"mean": 0, "low": 0, "high": 0}
+
+
+def test_a_text_shorter_than_a_window_still_has_an_interval():
+    dice = torch.Generator().manual_seed(0)
+    first, second = torch.rand(2, 100, generator=dice)
+    found = evaluation.paired_difference(first, second, window=1024)
+    assert found["low"] < found["mean"] < found["high"]
