@@ -165,4 +165,5 @@ def test_a_notebook_on_two_processes_writes_one_record(tmp_path):
         found[name] = records.read(runs / "small" / "records" / files[0])
     assert [found[name]["environment"]["processes"] for name in found] == [1, 2]
     one, two = (found[name]["metrics"]["validation"]["nll"] for name in found)
-    assert one == pytest.approx(two, abs=1e-4)  # in bf16, whose sums depend on the batch
+    # in bf16, whose sums of 8 bits depend on the batch; in float32 it is 1e-5, tested above
+    assert one == pytest.approx(two, abs=1e-3)
