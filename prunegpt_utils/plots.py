@@ -190,6 +190,12 @@ def one_shot_curves(curve: pd.DataFrame) -> Figure:
         rows = curve[(curve.scope == scope) & (curve.criterion == criterion)]
         rows = rows.groupby("sparsity").perplexity.mean()
         axes.plot(rows.index, rows, dashes, marker=marker, color=colour, label=label, markersize=5)
+    _cut_once(axes)
+    return figure
+
+
+def _cut_once(axes):
+    """Dress a figure of models that were cut once."""
     axes.set(
         yscale="log", xlabel="sparsity of the block matrices", ylabel="validation perplexity",
         title="Cut once, nothing retrained",
@@ -197,7 +203,6 @@ def one_shot_curves(curve: pd.DataFrame) -> Figure:
     _percent(axes)
     _plain_log(axes.yaxis)
     axes.legend(fontsize=9.5)
-    return figure
 
 
 def criteria_curves(table: pd.DataFrame) -> Figure:
@@ -216,13 +221,7 @@ def criteria_curves(table: pd.DataFrame) -> Figure:
                 rows.index, rows, "-" if scope == "global" else "--", marker=marker, color=colour,
                 label=f"{label}, {scope}", markersize=5.5,
             )  # fmt: skip
-    axes.set(
-        yscale="log", xlabel="sparsity of the block matrices", ylabel="validation perplexity",
-        title="Cut once, nothing retrained",
-    )  # fmt: skip
-    _percent(axes)
-    _plain_log(axes.yaxis)
-    axes.legend(fontsize=9.5)
+    _cut_once(axes)
     return figure
 
 
