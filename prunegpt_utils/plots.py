@@ -225,6 +225,57 @@ def criteria_curves(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def before_and_after(rows: pd.DataFrame, control: float, title: str) -> Figure:
+    """Perplexity (log) right after the cut and after retraining: a panel a level.
+
+    Args:
+        rows: of `tables.with_one_shot`.  control: perplexity of the dense control.  title: str.
+    """
+    levels, methods = list(rows.level.unique()), [*CRITERIA, "gradual", "gradual-distilled"]
+    figure, panels = plt.subplots(1, len(levels), figsize=(3.3 * len(levels), 4.4), sharey=True)
+    for axes, level in zip(np.atleast_1d(panels), levels, strict=True):
+        axes.axvline(control, color="#000000", linestyle=(0, (6, 3)), linewidth=1.3)
+        for place, method in enumerate(reversed(methods)):
+            mine = rows[(rows.level == level) & (rows.method == method)]
+            _, colour, marker = {**METHODS, **CRITERIA}[method]
+            cut, kept = mine.one_shot.mean(), mine.perplexity.mean()
+            if cut == cut:
+                axes.plot([cut, kept], [place, place], color=colour, alpha=0.45, linewidth=2)
+                axes.plot(cut, place, marker, color=colour, fillstyle="none", markersize=8)
+            axes.plot(kept, place, marker, color=colour, markersize=8)
+        axes.set(xscale="log", xlabel="validation perplexity", title=level.replace(" %", " % gone"))
+        _plain_log(axes.xaxis)
+        axes.grid(visible=False, axis="y")
+    labels = [{**METHODS, **CRITERIA}[method][0] for method in reversed(methods)]
+    np.atleast_1d(panels)[0].set_yticks(range(len(methods)), labels)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.tight_layout()
+    return figure
+
+
+def changes(rows: pd.DataFrame, title: str) -> Figure:
+    """What each change to a recipe does: a line a change, its mean dark, each seed light.
+
+    Args:
+        rows: DataFrame with change, seed and percent (difference of perplexity), in the order to
+            be shown.
+        title: str.
+    """
+    names = list(rows.change.unique())
+    figure, axes = plt.subplots(figsize=(8.0, 0.34 * len(names) + 1.3))
+    for place, name in enumerate(reversed(names)):
+        values = rows[rows.change == name].percent
+        colour = "#0072B2" if values.mean() <= 0 else "#D55E00"
+        axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.35, markersize=5)
+        axes.plot([0, values.mean()], [place, place], color=colour, linewidth=2)
+        axes.plot(values.mean(), place, "D", color=colour, markersize=6.5)
+    axes.axvline(0, color="#000000", linewidth=1.2)
+    axes.set_yticks(range(len(names)), reversed(names))
+    axes.set(xlabel="change of validation perplexity, % (left is better)", title=title)
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
 def training_history(histories: dict) -> Figure:
     """Validation perplexity and sparsity on the way: {label: (rows of history, colour)}."""
     pruned = any(row["sparsity"] for rows, _ in histories.values() for row in rows)

@@ -23,6 +23,10 @@ METHODS = {
     "control": ("dense control: fine-tuned for as long", "#000000", "D"),
     "dense-distilled": ("dense + teacher", "#56B4E9", "D"),
     "one-shot": ("one-shot, no retraining", "#CC79A7", "v"),
+    **{
+        f"retrained-{name}": (f"{label}, retrained", *look)
+        for name, (label, *look) in CRITERIA.items()
+    },
     "original": ("the 2021 recipe", "#D55E00", "X"),
     "original-distilled": ("the 2021 recipe + teacher", "#D55E00", "P"),
     "gradual": ("gradual", "#E69F00", "s"),
@@ -122,6 +126,30 @@ def costs(records: list[dict]) -> pd.DataFrame:
     rows["bytes"] = [sum(map(size.get, runs)) / len(runs) for runs in rows.pop("runs")]
     best = rows.sort_values(["bytes", "perplexity"]).perplexity
     rows["front"] = best < best.cummin().shift(fill_value=math.inf)
+    return rows
+
+
+def with_one_shot(table: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
+    """Runs by criterion and level, each beside what the same cut gives without retraining.
+
+    Args:
+        table: of `frame`.  curve: of `curve`, from the same seeds.
+
+    Returns:
+        DataFrame: the rows of pruned runs, in the order of their sparsity and patterns last, with
+        level (sparsity in percent, or the pattern), method (criterion, or recipe if it cuts
+        gradually) and one_shot (perplexity; NaN if not measured).
+    """
+    rows = table[table.sparsity > 0].copy()
+    patterned = rows.scope.str.contains(":")
+    rows = rows.assign(patterned=patterned).sort_values(["patterned", "sparsity"], kind="stable")
+    rows["level"] = rows.scope.where(rows.patterned, (100 * rows.sparsity).map("{:.0f} %".format))
+    method = rows.recipe.str.replace("two-four", "gradual").str.replace(r"-\dof\d$", "", regex=True)
+    rows["method"] = method.str.removeprefix("retrained-")
+    known = curve.set_index(["criterion", "scope", "sparsity", "seed"]).perplexity
+    known = known[~known.index.duplicated()]
+    keys = zip(rows.method, rows.scope, rows.sparsity.round(3), rows.seed, strict=True)
+    rows["one_shot"] = [known.get(key, float("nan")) for key in keys]
     return rows
 
 
