@@ -7,20 +7,10 @@ writing tokens one after the other, and reading a prompt. The limit is the bytes
 import torch
 
 from benchmarks.side_by_side import gpt2, in_turns, options, random_ids, ratio, row, write
-from prunegpt_utils.encodings import SparseLinear, sparse_copy
+from prunegpt_utils.encodings import held_bytes, sparse_copy
 from prunegpt_utils.masks import prune
 
 SPARSITY, TOLERANCE = 0.9, 1e-3  # of the logits, absolute and relative
-
-
-def moved_bytes(model):
-    """Bytes of all weights in memory, sparse ones with their indices."""
-    total = sum(weight.nbytes for weight in model.parameters())
-    for module in model.modules():
-        if isinstance(module, SparseLinear):
-            m = module.matrix
-            total += sum(t.nbytes for t in (m.crow_indices(), m.col_indices(), m.values()))
-    return total
 
 
 @torch.no_grad()
@@ -39,7 +29,7 @@ def measure(size, tokens, prompt, turns):
         return model.generate(ids[:, :8], min_new_tokens=tokens, max_new_tokens=tokens, **settings)
 
     uses = {"writing": write_tokens, "reading": lambda model: model(ids)}
-    sizes, rows = {"dense": moved_bytes(dense), "ours": moved_bytes(sparse)}, []
+    sizes, rows = {"dense": held_bytes(dense), "ours": held_bytes(sparse)}, []
     models = {"dense": dense, "ours": sparse}
     for use, act in uses.items():
         acts = {name: (lambda who=who, act=act: act(who)) for name, who in models.items()}

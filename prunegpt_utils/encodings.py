@@ -142,6 +142,16 @@ class SparseLinear(torch.nn.Module):
         return y.unflatten(0, x.shape[:-1])
 
 
+def held_bytes(model: PreTrainedModel) -> int:
+    """Bytes of all weights in memory, those of a `SparseLinear` with their indices."""
+    total = sum(weight.nbytes for weight in model.parameters())
+    for layer in model.modules():
+        if isinstance(layer, SparseLinear):
+            m = layer.matrix
+            total += sum(t.nbytes for t in (m.crow_indices(), m.col_indices(), m.values()))
+    return total
+
+
 @torch.no_grad()
 def sparse_copy(model: PreTrainedModel) -> PreTrainedModel:
     """The same model for inference on a CPU, its pruned matrices as `SparseLinear`.

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from prunegpt_utils.tables import CRITERIA, METHODS, number, summary
+from prunegpt_utils.tables import CRITERIA, METHODS, front, number, summary
 
 INK = "#222222"
 
@@ -48,8 +49,11 @@ def points(figure: Figure) -> pd.DataFrame:
 
     Returns:
         DataFrame with panel (title), series, x, y: a row a point of a line that has a label (x is
-        empty where the line is level, from edge to edge), or a row a cell of a heat map.
+        empty where the line is level, from edge to edge), or a row a cell of a heat map; or what
+        the figure itself says was drawn, where a line is not what carries a series.
     """
+    if hasattr(figure, "drawn"):
+        return figure.drawn
     rows = []
     for axes in figure.axes:
         panel = _title(axes)
@@ -191,6 +195,7 @@ def one_shot_curves(curve: pd.DataFrame) -> Figure:
         rows = rows.groupby("sparsity").perplexity.mean()
         axes.plot(rows.index, rows, dashes, marker=marker, color=colour, label=label, markersize=5)
     _cut_once(axes)
+    axes.legend(fontsize=9.5)
     return figure
 
 
@@ -202,7 +207,6 @@ def _cut_once(axes):
     )  # fmt: skip
     _percent(axes)
     _plain_log(axes.yaxis)
-    axes.legend(fontsize=9.5)
 
 
 def criteria_curves(table: pd.DataFrame) -> Figure:
@@ -222,6 +226,7 @@ def criteria_curves(table: pd.DataFrame) -> Figure:
                 label=f"{label}, {scope}", markersize=5.5,
             )  # fmt: skip
     _cut_once(axes)
+    axes.legend(fontsize=9.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
@@ -232,22 +237,34 @@ def before_and_after(rows: pd.DataFrame, control: float, title: str) -> Figure:
         rows: of `tables.with_one_shot`.  control: perplexity of the dense control.  title: str.
     """
     levels, methods = list(rows.level.unique()), [*CRITERIA, "gradual", "gradual-distilled"]
-    figure, panels = plt.subplots(1, len(levels), figsize=(3.3 * len(levels), 4.4), sharey=True)
+    figure, panels = plt.subplots(1, len(levels), figsize=(3.1 * len(levels), 4.6), sharey=True)
+    names = {method: {**METHODS, **CRITERIA}[method][0] for method in methods}
+    drawn, ends = [], ("the cut", "the end")
     for axes, level in zip(np.atleast_1d(panels), levels, strict=True):
-        axes.axvline(control, color="#000000", linestyle=(0, (6, 3)), linewidth=1.3)
+        panel = level.replace(" %", " % gone")
+        axes.axvline(control, color=INK, linestyle=(0, (6, 3)), linewidth=1.3)
+        drawn.append((panel, "dense control", "the end", control))
         for place, method in enumerate(reversed(methods)):
             mine = rows[(rows.level == level) & (rows.method == method)]
             _, colour, marker = {**METHODS, **CRITERIA}[method]
-            cut, kept = mine.one_shot.mean(), mine.perplexity.mean()
-            if cut == cut:
-                axes.plot([cut, kept], [place, place], color=colour, alpha=0.45, linewidth=2)
-                axes.plot(cut, place, marker, color=colour, fillstyle="none", markersize=8)
-            axes.plot(kept, place, marker, color=colour, markersize=8)
-        axes.set(xscale="log", xlabel="validation perplexity", title=level.replace(" %", " % gone"))
+            values = [mine.one_shot.mean(), mine.perplexity.mean()]
+            axes.plot(values, [place, place], color=colour, alpha=0.45, linewidth=2)
+            axes.plot(values[0], place, marker, color=colour, fillstyle="none", markersize=8)
+            axes.plot(values[1], place, marker, color=colour, markersize=8)
+            named = zip(ends, values, strict=True)
+            drawn += [(panel, names[method], end, value) for end, value in named if value == value]
+        axes.set(xscale="log", xlabel="validation perplexity", title=panel)
         _plain_log(axes.xaxis)
         axes.grid(visible=False, axis="y")
-    labels = [{**METHODS, **CRITERIA}[method][0] for method in reversed(methods)]
-    np.atleast_1d(panels)[0].set_yticks(range(len(methods)), labels)
+    np.atleast_1d(panels)[0].set_yticks(range(len(methods)), list(reversed(names.values())))
+    figure.drawn = pd.DataFrame(drawn, columns=["panel", "series", "x", "y"])
+    looks = {
+        "right after the cut": {"marker": "o", "fillstyle": "none", "linestyle": ""},
+        "retrained": {"marker": "o", "linestyle": ""},
+        "dense control": {"linestyle": (0, (6, 3))},
+    }
+    handles = [Line2D([], [], color=INK, label=name, **look) for name, look in looks.items()]
+    figure.legend(handles=handles, loc="upper right", ncols=3, fontsize=9.5)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     figure.tight_layout()
     return figure
@@ -273,6 +290,8 @@ def changes(rows: pd.DataFrame, title: str) -> Figure:
     axes.set_yticks(range(len(names)), reversed(names))
     axes.set(xlabel="change of validation perplexity, % (left is better)", title=title)
     axes.grid(visible=False, axis="y")
+    drawn = rows.assign(panel=title, series=rows.change, x="seed " + rows.seed.astype(str))
+    figure.drawn = drawn.rename(columns={"percent": "y"})[["panel", "series", "x", "y"]]
     return figure
 
 
@@ -344,32 +363,44 @@ def mask_picture(masks: list, titles: list[str]) -> Figure:
     return figure
 
 
-def perplexity_by_bytes(costs: pd.DataFrame) -> Figure:
-    """What compression costs: perplexity (log) against bytes, what nothing beats ringed.
+COSTS = {  # column of `tables.costs` -> (unit, label of the axis, title, what the front beats)
+    "bytes": (
+        1e6, "megabytes: values that are not zero, and a bit a weight to find them",
+        "What a byte buys", "smaller",
+    ),
+    "time": (
+        1, "time to write a token, 1 = dense; measured on a model of GPT-2's shape",
+        "What a millisecond buys", "faster",
+    ),
+}  # fmt: skip
+
+
+def perplexity_by_cost(costs: pd.DataFrame, cost: str) -> Figure:
+    """What compression costs: perplexity (log) against bytes or time, what nothing beats ringed.
 
     Args:
-        costs: of `tables.costs`.
+        costs: of `tables.costs`.  cost: key of `COSTS`.
     """
     figure, axes = plt.subplots(figsize=(7.4, 4.8))
+    unit, label, title, better = COSTS[cost]
+    costs = costs[costs[cost].notna()]
+    costs = costs.assign(x=costs[cost] / unit)
     for recipe, rows in costs.groupby("recipe", sort=False):
-        label, colour, marker = METHODS.get(recipe, (recipe, "#777777", "o"))
-        x, y = rows.bytes / 1e6, rows.perplexity
-        axes.plot(x, y, "-", marker=marker, color=colour, label=label, markersize=6)
-    front = costs[costs.front].sort_values("bytes")
+        name, colour, marker = METHODS.get(recipe, (recipe, "#777777", "o"))
+        axes.plot(
+            rows.x, rows.perplexity, "-", marker=marker, color=colour, label=name, markersize=6
+        )
+    best = costs[front(costs, cost)].sort_values("x")
     axes.plot(
-        front.bytes / 1e6, front.perplexity, "o", color=INK, fillstyle="none", markersize=13,
-        label="Pareto front: nothing is both smaller and better",
+        best.x, best.perplexity, "o", color=INK, fillstyle="none", markersize=13,
+        label=f"Pareto front: nothing is both {better} and better",
     )  # fmt: skip
-    for row in front.itertuples():
+    for row in best.itertuples():
         axes.annotate(
-            f"{100 * row.sparsity:.0f} %" if row.sparsity else "dense",
-            (row.bytes / 1e6, row.perplexity), (-8, -13), textcoords="offset points",
-            fontsize=9, ha="right",
+            f"{100 * row.sparsity:.0f} %" if row.sparsity else "dense", (row.x, row.perplexity),
+            (-8, -13), textcoords="offset points", fontsize=9, ha="right",
         )  # fmt: skip
-    axes.set(
-        yscale="log", xlabel="megabytes: values that are not zero, and a bit a weight to find them",
-        ylabel="validation perplexity", title="What a byte buys",
-    )  # fmt: skip
+    axes.set(yscale="log", xlabel=label, ylabel="validation perplexity", title=title)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0.85 * costs.perplexity.min())  # room for the last label
     _plain_log(axes.yaxis)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pandas as pd
 
 # criterion -> (what the reader calls it, colour, marker)
@@ -112,21 +113,47 @@ def stored_bytes(record: dict) -> int:
 
 
 def costs(records: list[dict]) -> pd.DataFrame:
-    """Perplexity and bytes, a row a recipe and sparsity, means over seeds.
+    """Perplexity, bytes and time, a row a recipe and sparsity, means over seeds.
 
     Args:
         records: of one study.
 
     Returns:
-        DataFrame with recipe, sparsity, perplexity, bytes (see `stored_bytes`) and front, True
-        where no other row is both smaller and better.
+        DataFrame with recipe, sparsity, perplexity, bytes (see `stored_bytes`) and time: that of
+        writing a token, as a fraction of the dense model's, for a model of the shape that notebook
+        04 measured with as large a share of its weights gone (interpolated between the measured
+        shares on a logarithmic scale). NaN outside of what was measured.
     """
     size = {record["run"]: stored_bytes(record) for record in records if "model" in record}
     rows = summary(frame(records))[["recipe", "sparsity", "perplexity", "runs"]].copy()
     rows["bytes"] = [sum(map(size.get, runs)) / len(runs) for runs in rows.pop("runs")]
-    best = rows.sort_values(["bytes", "perplexity"]).perplexity
-    rows["front"] = best < best.cummin().shift(fill_value=math.inf)
+    measured = [row for record in records for row in record.get("seconds_by_share", [])]
+    kinds = rows.recipe.str.startswith("narrow").map({True: "narrow", False: "sparse"})
+    rows["time"] = [
+        _time_at(gone, [row for row in measured if (row["kind"], row["use"]) == (kind, "writing")])
+        for kind, gone in zip(kinds, rows.sparsity, strict=True)
+    ]
     return rows
+
+
+def _time_at(gone, measured):
+    if gone < 0.001:
+        return 1.0
+    points = sorted((row["gone"], math.log(row["rival"] / row["dense"])) for row in measured)
+    # A share is what could be reached: neurons come in eights.
+    if not points or not points[0][0] - 0.01 <= gone <= points[-1][0] + 0.01:
+        return math.nan
+    return math.exp(np.interp(gone, *zip(*points, strict=True)))
+
+
+def front(rows: pd.DataFrame, cost: str) -> pd.Series:
+    """The Pareto front: True where no other row costs less and has a lower perplexity.
+
+    Args:
+        rows: DataFrame with perplexity and the cost.  cost: name of its column.
+    """
+    best = rows.sort_values([cost, "perplexity"]).perplexity
+    return (best < best.cummin().shift(fill_value=math.inf)).reindex(rows.index)
 
 
 def with_one_shot(table: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:

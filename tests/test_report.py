@@ -59,7 +59,7 @@ def write_study(runs, notebook="02_pruning"):
     table, folder = tables.frame(found), runs / "trial" / "figures"
     drawn = plots.perplexity_by_sparsity(table, tables.curve(found), "Trial")
     plots.save(drawn, folder, "perplexity")
-    plots.save(plots.perplexity_by_bytes(tables.costs(found)), folder, "bytes")
+    plots.save(plots.perplexity_by_cost(tables.costs(found), "bytes"), folder, "bytes")
     books = runs / "trial" / "notebooks"
     books.mkdir()
     shutil.copy(ROOT / "notebooks" / f"{notebook}.ipynb", books / "gradual-s90-seed0.ipynb")
@@ -176,11 +176,33 @@ def test_bytes_of_a_record_are_those_of_the_encoded_tensors():
 
 def test_the_pareto_front_is_what_nothing_beats(built):
     _, found = built
-    front = tables.costs(found).set_index(["recipe", "sparsity"]).front
-    assert front.to_dict() == {
+    costs = tables.costs(found).set_index(["recipe", "sparsity"])
+    assert costs.time.isna().sum() == 4  # nobody measured one
+    assert tables.front(costs, "bytes").to_dict() == {
         ("control", 0.0): True, ("gradual", 0.5): False, ("gradual", 0.9): False,
         ("gradual-distilled", 0.5): True, ("gradual-distilled", 0.9): True,
     }  # fmt: skip
+
+
+def test_the_time_of_a_sparsity_lies_between_those_measured():
+    shares = [("sparse", 0.5, 1.0), ("sparse", 0.9, 0.25), ("narrow", 0.33, 0.5)]
+    speed = {"seconds_by_share": [
+        {"kind": kind, "gone": gone, "use": use, "dense": 2.0, "rival": 2.0 * share}
+        for kind, gone, share in shares for use in ("writing", "reading")
+    ]}  # fmt: skip
+    found = [
+        {"notebook": "09_structured" if "narrow" in recipe else "02_pruning", "recipe": recipe,
+         "run": f"{recipe}-{gone}", "seed": 0, "sparsity": {"prunable": gone, "model": gone},
+         "parameters": {}, "metrics": {"validation": {"perplexity": 9}, "test": {"perplexity": 9}},
+         "training": {"tokens": 1, "seconds": 1}, "model": {"parameters": 9, "prunable": 8}}
+        for recipe, gone in [("control", 0.0), ("gradual", 0.5), ("gradual", 0.7), ("gradual", 0.95),
+                             ("narrow", 0.333)]
+    ]  # fmt: skip
+    speed |= {"notebook": "04_size_and_speed", "run": "size-and-speed"}
+    costs = tables.costs([*found, speed]).set_index(["recipe", "sparsity"]).time
+    assert costs["control", 0.0] == 1 and costs["narrow", 0.333] == pytest.approx(0.5)
+    assert costs["gradual", 0.5] == 1 and costs["gradual", 0.7] == pytest.approx(0.5)
+    assert math.isnan(costs["gradual", 0.95])
 
 
 def luminance(colour):
