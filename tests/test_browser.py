@@ -92,6 +92,19 @@ def test_a_phone_needs_no_sideways_scrolling_of_the_page(visit, name):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_the_published_report_opens_in_two_seconds(browser, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNEGPT_RUNS", str(tmp_path))
+    index = report.build("pydocs-full")
+    assert index.stat().st_size < 5e6
+    page, milliseconds = browser.new_page(), []
+    for _ in range(3):
+        page.goto(index.as_uri())
+        navigation = "performance.getEntriesByType('navigation')[0].loadEventEnd"
+        milliseconds.append(page.evaluate(navigation))
+    page.close()
+    assert 0 < min(milliseconds) < 2000
+
+
 def column(page, number):
     return page.locator(f"table.sortable tbody tr > :nth-child({number})").all_inner_texts()
 
