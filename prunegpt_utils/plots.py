@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from prunegpt_utils.tables import CRITERIA, METHODS, front, number, summary
+from prunegpt_utils.tables import CRITERIA, METHODS, front, look, number, summary
 
 INK = "#222222"
 
@@ -386,7 +386,7 @@ def perplexity_by_cost(costs: pd.DataFrame, cost: str) -> Figure:
     costs = costs[costs[cost].notna()]
     costs = costs.assign(x=costs[cost] / unit)
     for recipe, rows in costs.groupby("recipe", sort=False):
-        name, colour, marker = METHODS.get(recipe, (recipe, "#777777", "o"))
+        name, colour, marker = look(recipe)
         axes.plot(
             rows.x, rows.perplexity, "-", marker=marker, color=colour, label=name, markersize=6
         )

@@ -154,9 +154,8 @@ def _figures(folder):
 def _methods(found):
     """What a reader needs to do it again: model, text, protocol, the parameters of each recipe."""
     last = found[-1]
-    order = {recipe: place for place, recipe in enumerate(tables.METHODS)}
     recipes = {record["recipe"]: _telling(record) for record in found}
-    recipes = sorted(recipes.items(), key=lambda item: order.get(item[0], len(order)))
+    recipes = sorted(recipes.items(), key=lambda item: tables.place(item[0]))
     validation, model, data = last["metrics"]["validation"], last["model"], last["data"]
     protocol = last["protocol"]
     return {
@@ -167,7 +166,7 @@ def _methods(found):
         "protocol": f"protocol {protocol['name']}, windows of {protocol['block']} tokens, a window "
         f"every {protocol['stride']}",
         "taught": any("alpha" in values for _, values in recipes),
-        "recipes": {tables.METHODS.get(name, (name,))[0]: values for name, values in recipes},
+        "recipes": {tables.look(name)[0]: values for name, values in recipes},
     }
 
 

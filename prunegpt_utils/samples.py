@@ -4,7 +4,7 @@ import itertools
 import math
 
 from prunegpt_utils.pages import render
-from prunegpt_utils.tables import METHODS
+from prunegpt_utils.tables import look
 
 # Most surprising last: (probability from which on, how strongly coloured). One colour over any
 # paper: even the strongest leaves black on white, and white on black, a contrast above 4.5 : 1.
@@ -54,7 +54,7 @@ def strength(loss: float) -> float:
 
 
 def _shown(record):
-    name = METHODS.get(record["recipe"], (record["recipe"],))[0].split(":")[0]
+    name = look(record["recipe"])[0].split(":")[0]
     gone, read = record["sparsity"]["prunable"], record["sample"]["read"]
     tokens = [(text, f"{loss:.2f}", strength(loss)) for text, loss in read]
     return {

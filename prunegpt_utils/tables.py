@@ -1,6 +1,7 @@
 """Records to data frames, and data frames to the tables people read."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -42,6 +43,32 @@ METHODS = {
 }
 
 
+def look(recipe: str) -> tuple[str, str, str]:
+    """What the reader calls a recipe, its colour and marker.
+
+    A run on an axis is named by its recipe and what is changed, as in `gradual-lr0.004`: it is
+    called by both, and looks like its recipe. A name that is not known is its own label.
+    """
+    known = _known(recipe)
+    if known is None:
+        return recipe, "#777777", "o"
+    label, *rest = METHODS[known]
+    change = recipe[len(known) + 1 :].replace("_", " ")
+    change = re.sub(r"(?<=[a-z])(?=\d)", " ", re.sub(r"^(\d)of(\d)$", r"\1:\2", change), count=1)
+    return (f"{label}, {change}" if change else label), *rest
+
+
+def place(recipe: str) -> int:
+    """Where a recipe stands in tables: where `METHODS` has it, or else last."""
+    return [*METHODS, None].index(_known(recipe))
+
+
+def _known(recipe):
+    """The entry of `METHODS` that a recipe is, or is a variant of; None if there is none."""
+    names = (name for name in METHODS if recipe == name or recipe.startswith(f"{name}-"))
+    return max(names, key=len, default=None)
+
+
 # not about how good one pruned model is
 _ASIDE = ("00_pretraining", "04_size_and_speed", "06_criteria")
 _COLUMNS = ("recipe", "seed", "sparsity", "perplexity")  # of a table without rows
@@ -81,9 +108,8 @@ def frame(
     table = pd.DataFrame(rows, columns=None if rows else _COLUMNS)
     control = table[table.recipe == "control"].set_index("seed").perplexity
     table["ratio"] = table.perplexity / table.seed.map(control)
-    order = {recipe: place for place, recipe in enumerate(METHODS)}
-    table["order"] = table.recipe.map(order).fillna(len(order))
-    table = table.sort_values(["order", "sparsity", "seed"], ignore_index=True)
+    table["order"] = table.recipe.map(place)
+    table = table.sort_values(["order", "recipe", "sparsity", "seed"], ignore_index=True)
     table = table.drop(columns="order")
     table.attrs = {"published": published or {}, "missing": missing or {}}
     return table
@@ -209,12 +235,12 @@ def rows(table: pd.DataFrame, link: Callable) -> Iterator[tuple[str, ...]]:
         return (number(published[recipe]) if recipe in published else "",) if published else ()
 
     for recipe, why in table.attrs["missing"].items():
-        name = METHODS.get(recipe, (recipe,))[0]
+        name = look(recipe)[0]
         yield name, "", *reported(recipe), why, "", "", ""
     for row in summary(table).itertuples():
         spread = f" ± {row.spread:.2f}" if len(row.seeds) > 1 else ""
         yield (
-            METHODS.get(row.recipe, (row.recipe,))[0],
+            look(row.recipe)[0],
             f"{100 * row.sparsity:.0f} %" if row.sparsity >= 0.001 else "none",
             *reported(row.recipe),
             number(row.perplexity) + spread,

@@ -205,6 +205,22 @@ def test_the_time_of_a_sparsity_lies_between_those_measured():
     assert math.isnan(costs["gradual", 0.95])
 
 
+@pytest.mark.parametrize(
+    ("recipe", "label", "place"),
+    [
+        ("gradual", "gradual", 1),
+        ("gradual-distilled-lr0.004", "gradual + teacher, lr 0.004", 2),
+        ("gradual-distilled-sparsity_start0.7", "gradual + teacher, sparsity start 0.7", 2),
+        ("retrained-wanda-2of4", "Wanda, retrained, 2:4", 0),
+        ("mine", "mine", 3),
+    ],
+)
+def test_a_variant_is_called_by_its_recipe_and_what_is_changed(recipe, label, place):
+    assert tables.look(recipe)[0] == label
+    order = ["retrained-wanda", "gradual", "gradual-distilled", "nothing-known"]
+    assert sorted([*order, recipe], key=tables.place).index(recipe) in (place, place + 1)
+
+
 def luminance(colour):
     parts = [value / 255 for value in colour]
     linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
