@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from prunegpt_utils.tables import CRITERIA, METHODS, front, look, number, summary
+from prunegpt_utils.tables import CRITERIA, METHODS, front, half_width, look, number, summary
 
 INK = "#222222"
 
@@ -273,6 +273,9 @@ def before_and_after(rows: pd.DataFrame, control: float, title: str) -> Figure:
 def changes(rows: pd.DataFrame, title: str) -> Figure:
     """What each change to a recipe does: a line a change, its mean dark, each seed light.
 
+    Blue is better, orange is worse, and grey is what the seeds cannot tell from no change: the 95 %
+    interval of `tables.half_width` holds zero.
+
     Args:
         rows: DataFrame with change, seed and percent (difference of perplexity), in the order to
             be shown.
@@ -282,7 +285,8 @@ def changes(rows: pd.DataFrame, title: str) -> Figure:
     figure, axes = plt.subplots(figsize=(8.0, 0.34 * len(names) + 1.3))
     for place, name in enumerate(reversed(names)):
         values = rows[rows.change == name].percent
-        colour = "#0072B2" if values.mean() <= 0 else "#D55E00"
+        told_apart = abs(values.mean()) > half_width(values)
+        colour = "#999999" if not told_apart else "#0072B2" if values.mean() < 0 else "#D55E00"
         axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.35, markersize=5)
         axes.plot([0, values.mean()], [place, place], color=colour, linewidth=2)
         axes.plot(values.mean(), place, "D", color=colour, markersize=6.5)

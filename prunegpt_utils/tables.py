@@ -69,6 +69,9 @@ def _known(recipe):
     return max(names, key=len, default=None)
 
 
+# Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom; the last is kept for more
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
 # not about how good one pruned model is
 _ASIDE = ("00_pretraining", "04_size_and_speed", "06_criteria")
 _COLUMNS = ("recipe", "seed", "sparsity", "perplexity")  # of a table without rows
@@ -204,6 +207,19 @@ def with_one_shot(table: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
     keys = zip(rows.method, rows.scope, rows.sparsity.round(3), rows.seed, strict=True)
     rows["one_shot"] = [known.get(key, float("nan")) for key in keys]
     return rows
+
+
+def half_width(values: pd.Series) -> float:
+    """Half of the 95 % interval of a mean over seeds: t s / sqrt(n), after Student (1908).
+
+    Args:
+        values: one a seed; differences of paired runs, so that what the seeds share cancels.
+
+    Returns:
+        float; NaN for a single seed.
+    """
+    freedom = len(values) - 1
+    return _STUDENT[min(freedom, len(_STUDENT)) - 1] * values.sem() if freedom else math.nan
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

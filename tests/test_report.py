@@ -205,6 +205,14 @@ def test_the_time_of_a_sparsity_lies_between_those_measured():
     assert math.isnan(costs["gradual", 0.95])
 
 
+def test_half_width_is_student_s():
+    values = pd.Series([1.0, 2.0, 3.0])  # s = 1, n = 3
+    assert tables.half_width(values) == pytest.approx(4.303 / 3**0.5)
+    assert math.isnan(tables.half_width(values[:1]))
+    many = pd.Series(range(100)) / 1.0
+    assert tables.half_width(many) == pytest.approx(2.262 * many.sem())
+
+
 @pytest.mark.parametrize(
     ("recipe", "label", "place"),
     [
