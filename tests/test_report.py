@@ -205,6 +205,38 @@ def test_the_time_of_a_sparsity_lies_between_those_measured():
     assert math.isnan(costs["gradual", 0.95])
 
 
+def test_before_and_after_tells_both_ends_of_each_line():
+    plots.style()
+    rows = pd.DataFrame([
+        {"level": "50 %", "method": method, "one_shot": cut, "perplexity": kept}
+        for method, cut, kept in [("wanda", 40.0, 24.0), ("wanda", 42.0, 25.0),
+                                  ("sparsegpt", 30.0, 23.0), ("gradual", math.nan, 22.0)]
+    ])  # fmt: skip
+    figure = plots.before_and_after(rows, 20.0, "Both")
+    drawn = plots.points(figure).set_index(["panel", "series", "x"]).y.to_dict()
+    assert drawn == {
+        ("50 % gone", "dense control", "the end"): 20, ("50 % gone", "SparseGPT", "the cut"): 30,
+        ("50 % gone", "SparseGPT", "the end"): 23, ("50 % gone", "Wanda", "the cut"): 41,
+        ("50 % gone", "Wanda", "the end"): 24.5, ("50 % gone", "gradual", "the end"): 22,
+    }  # fmt: skip
+    assert "SparseGPT: 30.00 at the cut to 23.00 at the end" in plots.description(figure)
+
+
+def test_changes_colours_what_seeds_can_tell_apart():
+    plots.style()
+    rows = pd.DataFrame([
+        {"change": change, "seed": seed, "percent": percent}
+        for change, percents in [("worse", (5.0, 5.1, 5.2)), ("unclear", (-2.0, 0.1, 1.0)),
+                                 ("better", (-3.0, -3.1, -3.2))]
+        for seed, percent in enumerate(percents)
+    ])  # fmt: skip
+    figure = plots.changes(rows, "One change")
+    means = [line for line in figure.axes[0].lines if line.get_marker() == "D"]
+    assert [line.get_color() for line in means] == ["#0072B2", "#999999", "#D55E00"]  # bottom up
+    assert plots.points(figure).y.tolist() == rows.percent.tolist()
+    assert "better: -3.00 at seed 0 to -3.20 at seed 2" in plots.description(figure)
+
+
 def test_half_width_is_student_s():
     values = pd.Series([1.0, 2.0, 3.0])  # s = 1, n = 3
     assert tables.half_width(values) == pytest.approx(4.303 / 3**0.5)
