@@ -38,6 +38,10 @@ def server(command, folder, home):
     environment |= {
         f"JUPYTERLAB_{part}_DIR": str(home / part) for part in ("SETTINGS", "WORKSPACES")
     }
+    # a browser draws no cell that is out of sight, and its text cannot be waited for
+    settings = home / "SETTINGS" / "@jupyterlab" / "notebook-extension"
+    settings.mkdir(parents=True)
+    (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
     environment |= ONE_THREAD | {"PYTHONPATH": str(ROOT), "JUPYTER_PLATFORM_DIRS": "1"}
     options = [
         "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
