@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from prunegpt_utils.tables import CRITERIA, METHODS, front, half_width, look, number, summary
 
@@ -255,6 +255,7 @@ def before_and_after(rows: pd.DataFrame, control: float, title: str) -> Figure:
             drawn += [(panel, names[method], end, value) for end, value in named if value == value]
         axes.set(xscale="log", xlabel="validation perplexity", title=panel)
         _plain_log(axes.xaxis)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.grid(visible=False, axis="y")
     np.atleast_1d(panels)[0].set_yticks(range(len(methods)), list(reversed(names.values())))
     figure.drawn = pd.DataFrame(drawn, columns=["panel", "series", "x", "y"])
@@ -498,5 +499,5 @@ def _plain_log(axis):
     axis.set_major_formatter(FuncFormatter(lambda value, _: number(value).removesuffix(".00")))
     low, high = sorted(axis.get_view_interval())
     if high / low < 30:
-        axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
+        axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
     axis.set_minor_formatter(NullFormatter())
