@@ -180,6 +180,17 @@ def measure(model: PreTrainedModel) -> dict[str, float]:
     return {"prunable": zeros / size, "model": every / total}
 
 
+def rounding(model: PreTrainedModel, scope: str) -> float:
+    """How far from the sparsity asked for a cut may end: half a weight in each group it ranks."""
+    axes, weights = input_axes(model), prunable(model)
+    if scope == "per-row":
+        group = min(weight.shape[axes[name]] for name, weight in weights.items())
+    else:
+        sizes = [weight.numel() for weight in weights.values()]
+        group = min(sizes) if scope == "uniform" else sum(sizes)
+    return 0.5 / group
+
+
 def by_matrix(model: PreTrainedModel) -> dict[str, float]:
     """Sparsity of each prunable matrix: {name: percentage of zeros}."""
     weights = prunable(model).items()

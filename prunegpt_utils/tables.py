@@ -221,9 +221,11 @@ def with_one_shot(table: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
     rows["level"] = rows.scope.where(rows.patterned, (100 * rows.sparsity).map("{:.0f} %".format))
     method = rows.recipe.str.replace("two-four", "gradual").str.replace(r"-\dof\d$", "", regex=True)
     rows["method"] = method.str.removeprefix("retrained-")
-    known = curve.set_index(["criterion", "scope", "sparsity", "seed"]).perplexity
+    known = curve.assign(sparsity=curve.sparsity.round(2))
+    known = known.set_index(["criterion", "scope", "sparsity", "seed"]).perplexity
     known = known[~known.index.duplicated()]
-    keys = zip(rows.method, rows.scope, rows.sparsity.round(3), rows.seed, strict=True)
+    # to a percent: rows of few weights cannot lose exactly as many as was asked for
+    keys = zip(rows.method, rows.scope, rows.sparsity.round(2), rows.seed, strict=True)
     rows["one_shot"] = [known.get(key, float("nan")) for key in keys]
     return rows
 

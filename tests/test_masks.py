@@ -149,3 +149,15 @@ def test_a_pattern_is_exact_in_a_model(model, pattern):
 def test_a_pattern_that_does_not_fit(sparsity, shape, message):
     with pytest.raises(ParameterError, match=message):
         masks.make_masks({"a": torch.ones(shape)}, sparsity, "2:4", {"a": 1})
+
+
+@pytest.mark.parametrize("scope", ["global", "uniform", "per-row"])
+@pytest.mark.parametrize("sparsity", [0.31, 0.5, 0.67, 0.9])
+def test_a_cut_ends_within_its_rounding(model, scope, sparsity):
+    axes = models.input_axes(model) if scope == "per-row" else None
+    kept = masks.make_masks(criteria.scores(model), sparsity, scope, axes)
+    masks.apply_masks(model, kept)
+    gone = sum(int((~mask).sum()) for mask in kept.values())
+    reached = gone / sum(mask.numel() for mask in kept.values())
+    assert abs(reached - sparsity) <= masks.rounding(model, scope) + 1e-12
+    assert masks.rounding(model, "per-row") == pytest.approx(0.5 / model.config.n_embd)
