@@ -175,10 +175,11 @@ def test_a_study_through_slurm_and_a_job_that_is_cancelled(cluster, make, tmp_pa
     folder = cheap_study(tmp_path)
     first = make("study")
     end = time.monotonic() + PATIENCE
-    while not list(folder.glob("checkpoints/dense-seed0/*")) and first.poll() is None:
+    # as soon as it runs: its training is so small that it may end before anyone has seen it
+    while not (running := jobs()) and first.poll() is None:
         assert time.monotonic() < end
         time.sleep(0.1)
-    assert call("scancel", *jobs()).returncode == 0, first.communicate()[0]
+    assert call("scancel", *running).returncode == 0, first.communicate()[0]
     output, _ = first.communicate(timeout=PATIENCE)
     if first.returncode:
         output, _ = (again := make("resume")).communicate(timeout=PATIENCE)
