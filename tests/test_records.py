@@ -111,8 +111,10 @@ def test_published_records_are_complete_and_sound(study):
             and str(ROOT) not in text
             and str(Path.home()) not in text
         )
+        # half a weight of each row of 192, where each row is cut by itself
+        rounding = 0.5 / 192 if record["parameters"].get("scope") == "per-row" else 0
         assert record["sparsity"]["prunable"] == pytest.approx(
-            record["sparsity"]["requested"], abs=1e-3
+            record["sparsity"]["requested"], abs=1e-3 + rounding
         )
         for name, value in planned[file.stem].parameters.items():
             assert record["parameters"][name] == value, (file.stem, name)
