@@ -259,12 +259,11 @@ def before_and_after(rows: pd.DataFrame, control: float, title: str) -> Figure:
         axes.grid(visible=False, axis="y")
     np.atleast_1d(panels)[0].set_yticks(range(len(methods)), list(reversed(names.values())))
     figure.drawn = pd.DataFrame(drawn, columns=["panel", "series", "x", "y"])
-    looks = {
-        "right after the cut": {"marker": "o", "fillstyle": "none", "linestyle": ""},
-        "retrained": {"marker": "o", "linestyle": ""},
-        "dense control": {"linestyle": (0, (6, 3))},
-    }
-    handles = [Line2D([], [], color=INK, label=name, **look) for name, look in looks.items()]
+    handles = [
+        Line2D([], [], marker="o", color=INK, ls="", fillstyle="none", label="right after the cut"),
+        Line2D([], [], marker="o", color=INK, ls="", label="retrained"),
+        Line2D([], [], color=INK, linestyle=(0, (6, 3)), label="dense control"),
+    ]
     figure.legend(handles=handles, loc="upper right", ncols=3, fontsize=9.5)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     figure.tight_layout()

@@ -52,10 +52,10 @@ def look(recipe: str) -> tuple[str, str, str]:
     known = _known(recipe)
     if known is None:
         return recipe, "#777777", "o"
-    label, *rest = METHODS[known]
+    label, colour, marker = METHODS[known]
     change = recipe[len(known) + 1 :].replace("_", " ")
     change = re.sub(r"(?<=[a-z])(?=\d)", " ", re.sub(r"^(\d)of(\d)$", r"\1:\2", change), count=1)
-    return (f"{label}, {change}" if change else label), *rest
+    return (f"{label}, {change}" if change else label), colour, marker
 
 
 def place(recipe: str) -> int:
