@@ -238,7 +238,7 @@ def before_and_after(rows: pd.DataFrame, control: float, title: str) -> Figure:
     """
     levels, methods = list(rows.level.unique()), [*CRITERIA, "gradual", "gradual-distilled"]
     figure, panels = plt.subplots(1, len(levels), figsize=(3.1 * len(levels), 4.6), sharey=True)
-    names = {method: {**METHODS, **CRITERIA}[method][0] for method in methods}
+    looks = {method: (METHODS | CRITERIA)[method] for method in methods}
     drawn, ends = [], ("the cut", "the end")
     for axes, level in zip(np.atleast_1d(panels), levels, strict=True):
         panel = level.replace(" %", " % gone")
@@ -246,18 +246,20 @@ def before_and_after(rows: pd.DataFrame, control: float, title: str) -> Figure:
         drawn.append((panel, "dense control", "the end", control))
         for place, method in enumerate(reversed(methods)):
             mine = rows[(rows.level == level) & (rows.method == method)]
-            _, colour, marker = {**METHODS, **CRITERIA}[method]
+            name, colour, marker = looks[method]
             values = [mine.one_shot.mean(), mine.perplexity.mean()]
             axes.plot(values, [place, place], color=colour, alpha=0.45, linewidth=2)
             axes.plot(values[0], place, marker, color=colour, fillstyle="none", markersize=8)
             axes.plot(values[1], place, marker, color=colour, markersize=8)
             named = zip(ends, values, strict=True)
-            drawn += [(panel, names[method], end, value) for end, value in named if value == value]
+            drawn += [(panel, name, end, value) for end, value in named if value == value]
         axes.set(xscale="log", xlabel="validation perplexity", title=panel)
         _plain_log(axes.xaxis)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.grid(visible=False, axis="y")
-    np.atleast_1d(panels)[0].set_yticks(range(len(methods)), list(reversed(names.values())))
+    np.atleast_1d(panels)[0].set_yticks(
+        range(len(methods)), [name for name, *_ in reversed(looks.values())]
+    )
     figure.drawn = pd.DataFrame(drawn, columns=["panel", "series", "x", "y"])
     handles = [
         Line2D([], [], marker="o", color=INK, ls="", fillstyle="none", label="right after the cut"),

@@ -26,8 +26,8 @@ METHODS = {
     "dense-distilled": ("dense + teacher", "#56B4E9", "D"),
     "one-shot": ("one-shot, no retraining", "#CC79A7", "v"),
     **{
-        f"retrained-{name}": (f"{label}, retrained", *look)
-        for name, (label, *look) in CRITERIA.items()
+        f"retrained-{name}": (f"{label}, retrained", colour, marker)
+        for name, (label, colour, marker) in CRITERIA.items()
     },
     "original": ("the 2021 recipe", "#D55E00", "X"),
     "original-distilled": ("the 2021 recipe + teacher", "#D55E00", "P"),
@@ -200,8 +200,8 @@ def with_one_shot(table: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
     patterned = rows.scope.str.contains(":")
     rows = rows.assign(patterned=patterned).sort_values(["patterned", "sparsity"], kind="stable")
     rows["level"] = rows.scope.where(rows.patterned, (100 * rows.sparsity).map("{:.0f} %".format))
-    method = rows.recipe.str.replace("two-four", "gradual").str.replace(r"-\dof\d$", "", regex=True)
-    rows["method"] = method.str.removeprefix("retrained-")
+    method = rows.recipe.map(lambda recipe: _known(recipe) or recipe)
+    rows["method"] = method.str.replace("two-four", "gradual").str.removeprefix("retrained-")
     known = curve.assign(sparsity=curve.sparsity.round(2))
     known = known.set_index(["criterion", "scope", "sparsity", "seed"]).perplexity
     known = known[~known.index.duplicated()]
