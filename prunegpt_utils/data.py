@@ -305,8 +305,9 @@ def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache: str | Pa
 
 
 def _encode(texts, tokenizer):
-    """One list of ids a text."""
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    """One list of ids a text; where each token stood in it is not asked for."""
+    encode = tokenizer.backend_tokenizer.encode_batch_fast
+    return [found.ids for found in encode(list(texts), add_special_tokens=False)]
 
 
 def _laid(sequences, words, size):

@@ -87,7 +87,8 @@ class _ChunkedLoss(torch.autograd.Function):
     """Mean of `token_losses` over tokens, `chunk` tokens at a time.
 
     Forward also computes the gradients, so that the logits of a chunk die with it: memory is
-    chunk x vocabulary instead of tokens x vocabulary, and a chunk fits the processor's cache.
+    chunk x vocabulary instead of tokens x vocabulary. A smaller chunk fits the processor's cache,
+    but the gradient of the weight, which each chunk adds to, does not.
     """
 
     @staticmethod
@@ -111,15 +112,14 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        """Scale what forward stored."""
-        grad_hidden, grad_weight = ctx.saved_tensors
+        """Scale what forward stored, in place: a second backward is not to be had."""
         scale = grad / ctx.tokens
-        return scale * grad_hidden, scale * grad_weight, None, None, None, None
+        return *(part.mul_(scale) for part in ctx.saved_tensors), None, None, None, None
 
 
 def mean_loss(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, teacher: tuple | None = None,
-    alpha: float = 0.0, temperature: float = 1.0, reverse: bool = False, chunk: int = 128,
+    alpha: float = 0.0, temperature: float = 1.0, reverse: bool = False, chunk: int = 256,
 ) -> torch.Tensor:  # fmt: skip
     """Mean loss over all tokens of a batch, whatever its shape (see `token_losses`).
 

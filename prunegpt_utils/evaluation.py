@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunegpt_utils.data import JOINER, Tokens
 from prunegpt_utils.distillation import token_losses
-from prunegpt_utils.models import head, hidden_states, write_on
+from prunegpt_utils.models import head, hidden_states, reading, write_on
 from prunegpt_utils.parameters import ParameterError
 
 
@@ -224,7 +224,6 @@ def slide(length: int, window: int, step: int) -> list[tuple[int, int, int]]:
     return spans
 
 
-@torch.no_grad()
 def token_nll(
     model: PreTrainedModel, ids: torch.Tensor, spans: list, batch: int = 32
 ) -> torch.Tensor:
@@ -244,14 +243,12 @@ def token_nll(
     """
     if not spans:
         raise ParameterError("data", f"{len(ids)} tokens", "is too little text to score")
-    training = model.training
-    model.eval()
     losses = []
-    for first, rows in _batches(spans, batch):
-        windows = torch.stack([ids[begin:end] for begin, end in rows]).to(model.device)
-        hidden = hidden_states(model, windows[:, :-1])[:, first - 1 :]
-        losses.append(_nll(hidden.flatten(0, 1), head(model), windows[:, first:].flatten()))
-    model.train(training)
+    with reading(model):
+        for first, rows in _batches(spans, batch):
+            windows = torch.stack([ids[begin:end] for begin, end in rows]).to(model.device)
+            hidden = hidden_states(model, windows[:, :-1])[:, first - 1 :]
+            losses.append(_nll(hidden.flatten(0, 1), head(model), windows[:, first:].flatten()))
     return torch.cat(losses)
 
 
