@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from prunegpt_utils.tables import CRITERIA, METHODS, front, half_width, look, number, summary
 
@@ -298,6 +298,28 @@ def changes(rows: pd.DataFrame, title: str) -> Figure:
     axes.grid(visible=False, axis="y")
     drawn = rows.assign(panel=title, series=rows.change, x="seed " + rows.seed.astype(str))
     figure.drawn = drawn.rename(columns={"percent": "y"})[["panel", "series", "x", "y"]]
+    return figure
+
+
+def perplexity_by_steps(table: pd.DataFrame, title: str) -> Figure:
+    """Perplexity against the length of training, both logarithmic, a line a recipe.
+
+    Args:
+        table: of `tables.by_steps`.  title: str.
+    """
+    figure, axes = plt.subplots(figsize=(7.4, 4.6))
+    means = table.groupby(["recipe", "steps"], sort=False).perplexity.mean().reset_index()
+    for recipe, rows in means.groupby("recipe", sort=False):
+        _line(axes, rows.steps, rows.perplexity, None, recipe)
+    axes.set(
+        xscale="log", yscale="log", title=title, xlabel="optimizer steps after fine-tuning",
+        ylabel="validation perplexity (lower is better)",
+    )  # fmt: skip
+    steps = sorted(means.steps.unique())
+    axes.set_xticks(steps, [f"{step:,}" for step in steps])
+    axes.xaxis.set_minor_locator(NullLocator())
+    _plain_log(axes.yaxis)
+    axes.legend(fontsize=9.5)
     return figure
 
 

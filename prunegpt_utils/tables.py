@@ -185,6 +185,25 @@ def front(rows: pd.DataFrame, cost: str) -> pd.Series:
     return (best < best.cummin().shift(fill_value=math.inf)).reindex(rows.index)
 
 
+def by_steps(records: list[dict]) -> pd.DataFrame:
+    """Perplexity against the length of training, a row a trained run.
+
+    Args:
+        records: of a study whose axis is the number of steps.
+
+    Returns:
+        DataFrame with recipe (without its axes), steps, seed and perplexity, by recipe and steps.
+    """
+    rows = [
+        (_known(record["recipe"]), record["training"]["steps"], record["seed"],
+         float(record["metrics"]["validation"]["perplexity"]))
+        for record in records
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["recipe", "steps", "seed", "perplexity"])
+    table = table[table.recipe.isin(["control", "gradual", "gradual-distilled"])]
+    return table.sort_values(["recipe", "steps", "seed"], ignore_index=True)
+
+
 def with_one_shot(table: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
     """Runs by criterion and level, each beside what the same cut gives without retraining.
 
