@@ -11,7 +11,7 @@ STAMP := $(VENV)/installed
 NOTEBOOKS := 01_baselines 02_pruning 03_distillation 04_size_and_speed 05_results \
 	06_criteria 07_methods 08_ablations 09_structured 10_budget
 BENCHMARKS := training_step mask_cost teacher_cost global_threshold perplexity \
-	criteria_cost tokenising study_of_runs sparse_inference scaling
+	criteria_cost tokenising study_of_runs sparse_inference scaling profiles
 TOOLS := $(BIN)/python -m prunegpt_utils
 NAME := $(or $(NEW),$(STUDY))
 DERIVE = $(if $(NEW)$(SET),$(TOOLS) derive "$(STUDY)" "$(NEW)" "$(SET)")

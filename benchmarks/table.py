@@ -14,7 +14,8 @@ from prunegpt_utils import plots, records
 from prunegpt_utils.parameters import ParameterError
 
 ORDER = ("training_step", "mask_cost", "teacher_cost", "global_threshold", "perplexity",
-         "criteria_cost", "tokenising", "study_of_runs", "sparse_inference", "scaling")  # fmt: skip
+         "criteria_cost", "tokenising", "study_of_runs", "sparse_inference", "scaling",
+         "profiles")  # fmt: skip
 ON_A_GPU = ("training_step", "mask_cost", "teacher_cost")
 DEVICES = {"cpu": "CPU", "cuda": "H200"}  # what is asked for; a record says what it was
 
@@ -53,13 +54,29 @@ def markdown(folder):
         record = records.read(folder / f"{name}-{kind}.json")
         if record:
             places.append(_place(record["environment"]))
-            lines += [_line(row, f"{name}-{kind}") for row in record["rows"]]
+            rows = record["rows"] if name != "profiles" else []  # those have a table of their own
+            lines += [_line(row, f"{name}-{kind}") for row in rows]
         elif kind == "cpu" or name in ON_A_GPU:
             lines.append(f"| {name.replace('_', ' ')}, {DEVICES[kind]} | | not run | | |")
     lines += ["", *(f"Run on {place}." for place in dict.fromkeys(places))]
+    lines += _profiles(records.read(folder / "profiles-cpu.json"))
     if (folder / "scaling-cpu.json").exists():
         lines += ["", "![How time and memory grow, log-log](figures/benchmarks/scaling.png)"]
     return "\n".join(lines)
+
+
+def _profiles(record):
+    """A table of its own: an act a line, a kind of operation a column."""
+    if not record:
+        return []
+    kinds = list(record["rows"][0]["seconds"])
+    link = "[where the time goes](benchmarks/results/profiles-cpu.json)"
+    lines = ["", f"| {link} | {' | '.join(kinds)} |", "| --- |" + " --: |" * len(kinds)]
+    for row in record["rows"]:
+        whole = sum(row["seconds"].values())
+        cells = " | ".join(f"{100 * row['seconds'][kind] / whole:.0f} %" for kind in kinds)
+        lines.append(f"| {row['case']} | {cells} |")
+    return lines
 
 
 def _line(row, record):

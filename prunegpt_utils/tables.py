@@ -109,13 +109,20 @@ def frame(
             "tokens": training["tokens"], "seconds": training["seconds"],
         })  # fmt: skip
     table = pd.DataFrame(rows, columns=None if rows else _COLUMNS)
-    control = table[table.recipe == "control"].set_index("seed").perplexity
-    table["ratio"] = table.perplexity / table.seed.map(control)
+    table["ratio"] = table.perplexity / _of_its_control(table)
     table["order"] = table.recipe.map(place)
     table = table.sort_values(["order", "recipe", "sparsity", "seed"], ignore_index=True)
     table = table.drop(columns="order")
     table.attrs = {"published": published or {}, "missing": missing or {}}
     return table
+
+
+def _of_its_control(table):
+    """Perplexity of the control of each run: of its seed and, if there are several, its length."""
+    controls = table[table.recipe.map(_known) == "control"].sort_values("recipe")
+    equal = ["seed", "tokens"] if controls.recipe.nunique() > 1 else ["seed"]
+    levels = controls.drop_duplicates(equal)[[*equal, "perplexity"]]
+    return table[equal].merge(levels, on=equal, how="left").perplexity
 
 
 def curve(records: list[dict]) -> pd.DataFrame:
@@ -189,19 +196,20 @@ def by_steps(records: list[dict]) -> pd.DataFrame:
     """Perplexity against the length of training, a row a trained run.
 
     Args:
-        records: of a study whose axis is the number of steps.
+        records: of a study; runs that differ in more than the number of steps, what is removed and
+            the seed are left out.
 
     Returns:
-        DataFrame with recipe (without its axes), steps, seed and perplexity, by recipe and steps.
+        DataFrame with recipe (without its axis), sparsity (as asked for), steps, seed, perplexity.
     """
     rows = [
-        (_known(record["recipe"]), record["training"]["steps"], record["seed"],
-         float(record["metrics"]["validation"]["perplexity"]))
+        (_known(record["recipe"]), record["sparsity"]["requested"], record["training"]["steps"],
+         record["seed"], float(record["metrics"]["validation"]["perplexity"]))
         for record in records
+        if record["recipe"] == f"{_known(record['recipe'])}-steps{record['training']['steps']}"
     ]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["recipe", "steps", "seed", "perplexity"])
-    table = table[table.recipe.isin(["control", "gradual", "gradual-distilled"])]
-    return table.sort_values(["recipe", "steps", "seed"], ignore_index=True)
+    table = pd.DataFrame(rows, columns=["recipe", "sparsity", "steps", "seed", "perplexity"])
+    return table.sort_values(list(table.columns[:-1]), ignore_index=True)
 
 
 def with_one_shot(table: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:

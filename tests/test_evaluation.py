@@ -83,8 +83,19 @@ def test_overflow_is_inf_and_keeps_the_nll(ids):
 
 def test_scoring_leaves_the_mode_alone(model, ids):
     model.train()
+    attention = model.config._attn_implementation
     perplexity(model, tokens_of(ids), "test", 32)
-    assert model.training
+    assert model.training and model.config._attn_implementation == attention == "eager"
+
+
+def test_reading_neither_drops_out_nor_learns(model):
+    model.train()
+    with models.reading(model):
+        assert not model.training and not torch.is_grad_enabled()
+        assert model.config._attn_implementation == "sdpa"
+    with pytest.raises(RuntimeError), models.reading(model):
+        raise RuntimeError
+    assert model.training and model.config._attn_implementation == "eager"
 
 
 @pytest.fixture(scope="module")

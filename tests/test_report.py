@@ -237,6 +237,44 @@ def test_changes_colours_what_seeds_can_tell_apart():
     assert "better: -3.00 at seed 0 to -3.20 at seed 2" in plots.description(figure)
 
 
+def run_of(recipe, steps, seed, perplexity, sparsity=0.0):
+    return {
+        "recipe": recipe, "run": f"{recipe}-seed{seed}", "seed": seed, "notebook": "02_pruning",
+        "sparsity": {"requested": sparsity, "prunable": sparsity, "model": sparsity},
+        "metrics": {"validation": {"perplexity": perplexity}, "test": {"perplexity": perplexity}},
+        "training": {"steps": steps, "tokens": 8 * steps, "seconds": 1.0}, "parameters": {},
+    }  # fmt: skip
+
+
+def test_by_steps_takes_runs_that_differ_in_nothing_else():
+    found = [
+        run_of("gradual-steps100", 100, 1, 31.0, 0.9), run_of("gradual-steps100", 100, 0, 30.0, 0.9),
+        run_of("control-steps10", 10, 0, 40.0), run_of("control-steps100", 100, 0, 20.0),
+        run_of("control-steps100-lr0.1", 100, 0, 19.0), run_of("dense", 10, 0, 50.0),
+    ]  # fmt: skip
+    assert tables.by_steps(found).values.tolist() == [
+        ["control", 0.0, 10, 0, 40.0], ["control", 0.0, 100, 0, 20.0],
+        ["gradual", 0.9, 100, 0, 30.0], ["gradual", 0.9, 100, 1, 31.0],
+    ]  # fmt: skip
+    assert tables.by_steps([]).empty
+
+
+def test_a_run_is_compared_with_the_control_of_its_length():
+    found = [
+        run_of("dense", 10, 0, 50.0), run_of("dense", 10, 1, 50.0),
+        run_of("control-steps100", 100, 0, 20.0), run_of("control-steps10", 10, 0, 40.0),
+        run_of("control-steps100-lr0.1", 100, 0, 19.0),
+        run_of("gradual-steps100", 100, 0, 30.0, 0.9), run_of("gradual-steps10", 10, 0, 60.0, 0.9),
+    ]  # fmt: skip
+    ratios = tables.frame(found).set_index("run").ratio
+    assert ratios["gradual-steps100-seed0"] == 1.5 == ratios["gradual-steps10-seed0"]
+    assert ratios["dense-seed0"] == 1.25 and math.isnan(ratios["dense-seed1"])
+    assert ratios["control-steps100-lr0.1-seed0"] == 0.95
+    one = [r for r in found if r["recipe"] in ("dense", "control-steps100", "gradual-steps10")]
+    ratios = tables.frame(one).set_index("run").ratio  # a single control is everyone's of its seed
+    assert ratios["gradual-steps10-seed0"] == 3 and ratios["dense-seed0"] == 2.5
+
+
 def test_half_width_is_student_s():
     values = pd.Series([1.0, 2.0, 3.0])  # s = 1, n = 3
     assert tables.half_width(values) == pytest.approx(4.303 / 3**0.5)
