@@ -109,7 +109,9 @@ def frame(
             "tokens": training["tokens"], "seconds": training["seconds"],
         })  # fmt: skip
     table = pd.DataFrame(rows, columns=None if rows else _COLUMNS)
-    table["ratio"] = table.perplexity / _of_its_control(table)
+    control = _of_its_control(table)
+    table["ratio"] = table.perplexity / control.perplexity
+    table["test_ratio"] = table.test / control.test
     table["order"] = table.recipe.map(place)
     table = table.sort_values(["order", "recipe", "sparsity", "seed"], ignore_index=True)
     table = table.drop(columns="order")
@@ -118,11 +120,11 @@ def frame(
 
 
 def _of_its_control(table):
-    """Perplexity of the control of each run: of its seed and, if there are several, its length."""
+    """Perplexities of the control of each run: of its seed and, if there are several, its length."""
     controls = table[table.recipe.map(_known) == "control"].sort_values("recipe")
     equal = ["seed", "tokens"] if controls.recipe.nunique() > 1 else ["seed"]
-    levels = controls.drop_duplicates(equal)[[*equal, "perplexity"]]
-    return table[equal].merge(levels, on=equal, how="left").perplexity
+    levels = controls.drop_duplicates(equal)[[*equal, "perplexity", "test"]]
+    return table[equal].merge(levels, on=equal, how="left")
 
 
 def curve(records: list[dict]) -> pd.DataFrame:
@@ -256,7 +258,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     groups = table.groupby(["recipe", "sparsity"], sort=False)
     return groups.agg(
         perplexity=("perplexity", "mean"), spread=("perplexity", "std"), test=("test", "mean"),
-        ratio=("ratio", "mean"), model_sparsity=("model_sparsity", "mean"),
+        ratio=("ratio", "mean"), test_ratio=("test_ratio", "mean"),
+        model_sparsity=("model_sparsity", "mean"),
         tokens=("tokens", "mean"), seconds=("seconds", "mean"), seeds=("seed", list),
         runs=("run", list),
     ).reset_index()  # fmt: skip
@@ -265,7 +268,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def headings(table: pd.DataFrame) -> tuple[str, ...]:
     """Column titles of `rows`; a study that re-does another one has one more."""
     extra = ("published",) if table.attrs["published"] else ()
-    return ("model", "sparsity", *extra, "perplexity", "x control", "test", "records")
+    return ("model", "sparsity", *extra, "perplexity", "x control", "test", "test x control", "records")
 
 
 def rows(table: pd.DataFrame, link: Callable) -> Iterator[tuple[str, ...]]:
@@ -281,7 +284,7 @@ def rows(table: pd.DataFrame, link: Callable) -> Iterator[tuple[str, ...]]:
 
     for recipe, why in table.attrs["missing"].items():
         name = look(recipe)[0]
-        yield name, "", *reported(recipe), why, "", "", ""
+        yield name, "", *reported(recipe), why, "", "", "", ""
     for row in summary(table).itertuples():
         spread = f" ± {row.spread:.2f}" if len(row.seeds) > 1 else ""
         yield (
@@ -289,10 +292,15 @@ def rows(table: pd.DataFrame, link: Callable) -> Iterator[tuple[str, ...]]:
             f"{100 * row.sparsity:.0f} %" if row.sparsity >= 0.001 else "none",
             *reported(row.recipe),
             number(row.perplexity) + spread,
-            f"{row.ratio:.2f}" if row.ratio == row.ratio else "",
+            _ratio(row.ratio),
             number(row.test),
+            _ratio(row.test_ratio),
             " ".join(link(run, seed) for run, seed in zip(row.runs, row.seeds, strict=True)),
         )
+
+
+def _ratio(value):
+    return f"{value:.2f}" if value == value else ""
 
 
 def markdown(table: pd.DataFrame, folder: str) -> str:
@@ -322,8 +330,10 @@ def answer(table: pd.DataFrame) -> str:
         )  # fmt: skip
         if taught is not None and alone is not None:
             lines.append(
-                f"- **{100 * sparsity:.0f} % of the block weights gone**: {taught.ratio:.2f} x the "
-                f"perplexity of the dense control with a teacher, {alone.ratio:.2f} x without."
+                f"- **{100 * sparsity:.0f} % of the block weights gone**: with a teacher "
+                f"{taught.ratio:.2f} x the perplexity of the dense control (test text: "
+                f"{taught.test_ratio:.2f} x), without one {alone.ratio:.2f} x "
+                f"({alone.test_ratio:.2f} x)."
             )
     return "\n".join(lines)
 
