@@ -120,7 +120,7 @@ def frame(
 
 
 def _of_its_control(table):
-    """Perplexities of the control of each run: of its seed and, if there are several, its length."""
+    """Perplexities of each run's control: of its seed and, if there are several, its length."""
     controls = table[table.recipe.map(_known) == "control"].sort_values("recipe")
     equal = ["seed", "tokens"] if controls.recipe.nunique() > 1 else ["seed"]
     levels = controls.drop_duplicates(equal)[[*equal, "perplexity", "test"]]
@@ -268,7 +268,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def headings(table: pd.DataFrame) -> tuple[str, ...]:
     """Column titles of `rows`; a study that re-does another one has one more."""
     extra = ("published",) if table.attrs["published"] else ()
-    return ("model", "sparsity", *extra, "perplexity", "x control", "test", "test x control", "records")
+    measured = ("perplexity", "x control", "test", "test x control")
+    return ("model", "sparsity", *extra, *measured, "records")
 
 
 def rows(table: pd.DataFrame, link: Callable) -> Iterator[tuple[str, ...]]:
