@@ -53,8 +53,9 @@ def look(recipe: str) -> tuple[str, str, str]:
     if known is None:
         return recipe, "#777777", "o"
     label, colour, marker = METHODS[known]
-    change = recipe[len(known) + 1 :].replace("_", " ")
-    change = re.sub(r"(?<=[a-z])(?=\d)", " ", re.sub(r"^(\d)of(\d)$", r"\1:\2", change), count=1)
+    change = re.sub(r"^(\d)of(\d)$", r"\1:\2", recipe[len(known) + 1 :].replace("_", " "))
+    axes = re.split(r"(?<=\d)-(?=[a-z])", change)
+    change = ", ".join(re.sub(r"(?<=[a-z])(?=\d)", " ", axis, count=1) for axis in axes)
     return (f"{label}, {change}" if change else label), colour, marker
 
 
