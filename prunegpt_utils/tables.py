@@ -114,8 +114,9 @@ def frame(
     table["ratio"] = table.perplexity / control.perplexity
     table["test_ratio"] = table.test / control.test
     table["order"] = table.recipe.map(place)
-    table = table.sort_values(["order", "recipe", "sparsity", "seed"], ignore_index=True)
-    table = table.drop(columns="order")
+    table["name"] = table.recipe.str.replace(r"\d+", lambda found: found[0].zfill(9), regex=True)
+    table = table.sort_values(["order", "name", "sparsity", "seed"], ignore_index=True)
+    table = table.drop(columns=["order", "name"])
     table.attrs = {"published": published or {}, "missing": missing or {}}
     return table
 

@@ -266,7 +266,11 @@ def test_a_run_is_compared_with_the_control_of_its_length():
         run_of("control-steps100-lr0.1", 100, 0, 19.0),
         run_of("gradual-steps100", 100, 0, 30.0, 0.9), run_of("gradual-steps10", 10, 0, 60.0, 0.9),
     ]  # fmt: skip
-    ratios = tables.frame(found).set_index("run").ratio
+    table = tables.frame(found)
+    assert table.recipe.iloc[2:5].tolist() == [
+        "control-steps10", "control-steps100", "control-steps100-lr0.1",
+    ]  # fmt: skip
+    ratios = table.set_index("run").ratio
     assert ratios["gradual-steps100-seed0"] == 1.5 == ratios["gradual-steps10-seed0"]
     assert ratios["dense-seed0"] == 1.25 and math.isnan(ratios["dense-seed1"])
     assert ratios["control-steps100-lr0.1-seed0"] == 0.95
