@@ -167,8 +167,8 @@ def apply_masks(model: PreTrainedModel, masks: dict[str, torch.Tensor]) -> None:
     """Set the pruned weights to zero, in place."""
     weights = prunable(model)
     for name, mask in masks.items():
-        # as numbers, for products with bools are not vectorised
-        weights[name].mul_(mask.to(torch.uint8))
+        # seen as numbers, for products with bools are not vectorised
+        weights[name].mul_(mask.view(torch.uint8))
 
 
 def measure(model: PreTrainedModel) -> dict[str, float]:
