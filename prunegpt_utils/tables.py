@@ -318,7 +318,7 @@ def plain(table: pd.DataFrame) -> str:
     """The table for a terminal."""
     lines = [headings(table)[:-1], *(cells[:-1] for cells in rows(table, lambda run, seed: ""))]
     return "\n".join(
-        f"{line[0]:<39}" + "".join(f"{cell:>13}" for cell in line[1:]) for line in lines
+        f"{line[0]:<39}" + "".join(f"{cell:>15}" for cell in line[1:]) for line in lines
     )
 
 
