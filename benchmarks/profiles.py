@@ -19,7 +19,7 @@ from prunegpt_utils.training import Plan, batch_loss, choose_precision
 # kind -> names of operations; the first that fits counts
 KINDS = {
     "matrix products": r"mm$|mm_$|linear|mkldnn|scaled_dot_product",
-    "softmax and GELU": r"softmax|gelu|exp|log",
+    "softmax and GELU": r"softmax|gelu|::exp$|::log$",
     "Adam": r"adam",
     "copies and conversions": r"copy_|clone|cat$|fill_|zero_",
     "sums and products by element": r"add|mul|div|sub|sum|norm|amax|vecdot|dot$",
