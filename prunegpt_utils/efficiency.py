@@ -32,6 +32,8 @@ def side_by_side(act: Callable, models: dict, repeats: int) -> dict[str, float]:
         for name, model in models.items():
             begin = time.perf_counter()
             act(model)
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()  # a GPU is asked to work, and the call returns at once
             if turn:
                 seconds[name].append(time.perf_counter() - begin)
     return {name: statistics.median(times) for name, times in seconds.items()}

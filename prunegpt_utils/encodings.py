@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save, save_file
+from torch.sparse import to_sparse_semi_structured
 from transformers import PreTrainedModel
 
 from prunegpt_utils.models import input_axes, layers, prunable
@@ -162,11 +163,56 @@ def sparse_copy(model: PreTrainedModel) -> PreTrainedModel:
 
     It is a stock Hugging Face model but for these layers: `generate` works on it.
     """
-    other = copy.deepcopy(model).eval()
-    axes = input_axes(other)
-    for name, layer in layers(other).items():
+    return _with_layers(copy.deepcopy(model).eval(), SparseLinear)
+
+
+@torch.no_grad()
+def two_four_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model in half precision on an NVIDIA GPU that skips the zeros of its 2:4 matrices.
+
+    The matrices are PyTorch's semi-structured tensors: the weights that are left, and two bits for
+    the place of each (Mishra et al. 2021, arXiv 2104.08378). The rest is a stock model.
+
+    Args:
+        model: whose block matrices have two zeros in every four weights along their inputs, as
+            `masks.prune` leaves them with the scope "2:4".
+
+    Raises:
+        ValueError: without a GPU that has sparse tensor cores, or for a matrix that is not 2:4.
+    """
+    if not has_two_four():
+        raise ValueError("2:4 tensors need an NVIDIA GPU of compute capability 8.0 or newer")
+    return _with_layers(copy.deepcopy(model).to("cuda", torch.float16).eval(), _two_four_linear)
+
+
+def has_two_four() -> bool:
+    """Whether there is a GPU with sparse tensor cores: NVIDIA's Ampere or newer."""
+    nvidia = torch.cuda.is_available() and not torch.version.hip
+    return nvidia and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def check_two_four(weight: torch.Tensor) -> None:
+    """ValueError unless two of every four neighbours in a row of (outputs, inputs) are zero."""
+    if weight.shape[1] % 4 or (weight.unflatten(1, (-1, 4)) != 0).sum(-1).max() > 2:
+        raise ValueError(f"a matrix of {tuple(weight.shape)} outputs and inputs is not 2:4")
+
+
+def _two_four_linear(weight, bias):
+    """A linear layer of a 2:4 `weight` (outputs, inputs)."""
+    check_two_four(weight)
+    layer = torch.nn.Linear(*weight.shape[::-1], bias=bias is not None, device="meta")
+    packed = to_sparse_semi_structured(weight.contiguous())
+    layer.weight = torch.nn.Parameter(packed, requires_grad=False)
+    layer.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
+    return layer
+
+
+def _with_layers(model, make):
+    """Put make(weight (outputs, inputs), bias) in the place of each layer that can be pruned."""
+    axes = input_axes(model)
+    for name, layer in layers(model).items():
         path, _, child = name.removesuffix(".weight").rpartition(".")
-        weight = layer.weight.detach().movedim(axes[name], 1)  # (outputs, inputs)
-        sparse = SparseLinear(weight, None if layer.bias is None else layer.bias.detach())
-        setattr(other.get_submodule(path), child, sparse)
-    return other
+        weight = layer.weight.detach().movedim(axes[name], 1)
+        bias = None if layer.bias is None else layer.bias.detach()
+        setattr(model.get_submodule(path), child, make(weight, bias))
+    return model

@@ -1,8 +1,18 @@
+import copy
+
 import pytest
 import torch
 from test_criteria import MODELS
+from torch.sparse._semi_structured_conversions import (
+    sparse_semi_structured_from_dense_cutlass as from_dense,
+)
+from torch.sparse._semi_structured_conversions import (
+    sparse_semi_structured_to_dense_cutlass as to_dense,
+)
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from prunegpt_utils import encodings, masks
+from prunegpt_utils.models import input_axes, prunable
 
 
 @pytest.fixture(params=MODELS)
@@ -62,3 +72,46 @@ def test_sparse_layers_compute_the_same_and_generate(sparse, ids):
     options = {"max_new_tokens": 6, "do_sample": False, "use_cache": True, "pad_token_id": 0}
     said = [m.generate(ids[None, :4], **options).tolist() for m in (fast, sparse)]
     assert said[0] == said[1]
+
+
+SIZES = {"vocab_size": 512, "max_position_embeddings": 64, "hidden_size": 128}
+WIDE = {  # PyTorch packs rows by 32
+    "Conv1D": GPT2Config(n_layer=2, n_head=2, **SIZES),
+    "Linear": LlamaConfig(
+        num_hidden_layers=2, num_attention_heads=4, intermediate_size=256, **SIZES
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_two_four_lies_where_the_hardware_wants_it(kind):
+    """PyTorch packs every matrix and gets it back; the other way round it is not 2:4."""
+    model = AutoModelForCausalLM.from_config(WIDE[kind])
+    masks.prune(model, "magnitude", 0.5, "2:4")
+    axes = input_axes(model)
+    for name, weight in prunable(model).items():
+        matrix = weight.detach().movedim(axes[name], 1).half().contiguous()
+        encodings.check_two_four(matrix)
+        packed, places = from_dense(matrix)
+        assert packed.numel() == matrix.numel() // 2
+        assert torch.equal(to_dense(packed, places), matrix), name
+        with pytest.raises(ValueError, match="is not 2:4"):
+            encodings.check_two_four(matrix.T)
+
+
+@pytest.mark.skipif(encodings.has_two_four(), reason="there is a GPU with 2:4")
+def test_two_four_needs_a_gpu():
+    with pytest.raises(ValueError, match="need an NVIDIA GPU of compute capability 8.0"):
+        encodings.two_four_copy(MODELS["Conv1D"]())
+
+
+@pytest.mark.skipif(not encodings.has_two_four(), reason="no GPU with 2:4")
+@pytest.mark.parametrize("kind", WIDE)
+def test_two_four_computes_the_same_on_a_gpu(kind):
+    model = AutoModelForCausalLM.from_config(WIDE[kind]).eval()
+    masks.prune(model, "magnitude", 0.5, "2:4")
+    fast, plain = encodings.two_four_copy(model), copy.deepcopy(model).half().cuda()
+    ids = torch.arange(32, device="cuda")[None]
+    with torch.no_grad():
+        torch.testing.assert_close(fast(ids).logits, plain(ids).logits, rtol=1e-2, atol=1e-2)
+    assert fast.generate(ids[:, :4], max_new_tokens=4, pad_token_id=0).shape == (1, 8)
