@@ -237,16 +237,31 @@ def _absent(content):
         named = [
             name for names in named for name in (names if isinstance(names, list) else [names])
         ]
-        models = [name for name in named if name and not _notebook_of(content, name)]
+        models = [name for name in named if name and not _recipe_of(content, str(name))]
         needed = [name for name in models if given.get("optional") and not at_hand(name)]
         if needed:
             absent[recipe] = needed[0]
     return absent
 
 
+def _recipe_of(content, name):
+    """The recipe that a link names, itself or with values of its axes; None if it names a model."""
+    listed = [recipe for _, recipe in _listed(content)]
+    if name in listed:
+        return name
+    near = [recipe for recipe in listed if name.startswith(f"{recipe}-")]
+    return next((recipe for recipe in near if _point_of(content, recipe, name)), None)
+
+
+def _point_of(content, recipe, name):
+    """Parameters of the recipe at the values that a name such as `control-steps400` has."""
+    points = _all_points(content, recipe)
+    return next((point for point in points if point["recipe"] == name), None)
+
+
 def _notebook_of(content, recipe):
-    """The notebook under which a study lists `recipe`; None if it does not."""
-    return next((book for book, group in content["notebooks"].items() if recipe in group), None)
+    """The notebook under which a study lists `recipe`."""
+    return next(book for book, group in content["notebooks"].items() if recipe in group)
 
 
 def _variants(content, recipe, keep_optional=False):
@@ -278,20 +293,22 @@ def _linked(content, link, values):
 
     It is the first variant of its recipe, with the same seed and, if it is pruned, the same
     sparsity; the one-shot curve spans all sparsities, so there is one of it. Along an axis that
-    both have it is the one with the same value.
+    both have it is the one with the same value, unless the link says which: `control-steps400`.
     """
-    recipe = values[link]
-    notebook = _notebook_of(content, recipe)
-    if notebook is None:
+    recipe = _recipe_of(content, values[link])
+    if recipe is None:
         return None
-    given = _variants(content, recipe)[0]
+    named = recipe != values[link]
+    given = _point_of(content, recipe, values[link]) if named else _variants(content, recipe)[0]
     point = {
         key: values[key] if values.get(key) in axis else axis[0]
         for key, axis in _axes(given).items()
     }
     if given.get("sparsity") and link != "curve":
         point["sparsity"] = values["sparsity"]
-    return _planned(content, notebook, _named(given, point | {"seed": values["seed"]}))
+    point["seed"] = values["seed"]
+    run = given | point if named else _named(given, point)
+    return _planned(content, _notebook_of(content, recipe), run)
 
 
 def declared_parameters(notebook: str) -> list[str]:

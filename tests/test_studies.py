@@ -103,6 +103,24 @@ def test_axes_and_variants_become_runs_with_names_of_their_own(monkeypatch):
         studies.plan("mine")
 
 
+def test_a_link_may_say_which_of_several_runs_it_means(monkeypatch):
+    content = {"study": "mine", "notebooks": {
+        "01_baselines": {"dense": {"seed": [0, 1]}, "control": [
+            {"steps": [5], "seed": [0, 1]}, {"steps": [10], "seed": [0, 1]},
+        ]},
+        "03_distillation": {"gradual-distilled": [
+            {"untaught": "control", "steps": [20]},
+            {"untaught": "control", "steps": [20], "teacher": ["control-steps10"], "seed": [0, 1]},
+        ]},
+    }}  # fmt: skip
+    monkeypatch.setattr(studies, "load", lambda study: content)
+    plan = studies.plan("mine")
+    assert plan["gradual-distilled-steps20-s90-seed0"].needs[1] == "control-steps5-seed0"
+    run = plan["gradual-distilled-control-steps10-steps20-s90-seed1"]
+    assert run.needs == ("dense-seed1", "control-steps10-seed1", "control-steps5-seed1")
+    assert studies.require("teacher", run.parameters | {"teacher": "control-steps7"}) is None
+
+
 def test_unknown_study_names_those_there_are():
     with pytest.raises(
         ParameterError, match="study: 'pydoc' must be one of .*pydocs, pydocs-full, smoke"
