@@ -48,11 +48,17 @@ def line(record: str) -> None:
 
 
 def failure(log: str) -> None:
-    """Why a run failed, and where the rest is."""
+    """Why a notebook failed, told at once, and where to look: it as far as it got, or its log."""
     from prunegpt_utils.forecast import reason
 
-    print(f"  failed: {Path(log).stem}: {reason(Path(log))}")
-    print(f"          the whole story: {Path(log).resolve()} and the executed notebook beside it")
+    path = Path(log).resolve()
+    notebook = path.parents[1] / "notebooks" / f"{path.stem}.ipynb"
+    _tell_failed(path.stem, reason(path), notebook if notebook.exists() else path)
+
+
+def _tell_failed(run, why, path):
+    shown = path.relative_to(records.ROOT) if path.is_relative_to(records.ROOT) else path
+    print(f"  failed: {run}: {why}\n          {shown}", flush=True)
 
 
 def show_plan(study: str) -> None:
@@ -85,9 +91,10 @@ def status(study: str) -> None:
     names = studies.plan(study)
     done = sum((folder / f"{name}.json").exists() for name in names)
     print(f"{study}: {done} of {len(names)} runs done")
-    for said in forecast.running(study).values():
+    busy = forecast.running(study)
+    for said in busy.values():
         print(f"  running  {said}")
-    for name, reason in forecast.failed(study).items():
+    for name, reason in forecast.failed(study, busy).items():
         print(f"  not done {name}: {reason}")
 
 
@@ -175,10 +182,7 @@ def summary(study: str, left: dict[str, str], code: int) -> None:
 
     folder, failed = records.study_folder(study), {run: why for run, why in left.items() if why}
     for run, why in failed.items():
-        notebook = folder / "notebooks" / f"{run}.ipynb"
-        inside = notebook.is_relative_to(records.ROOT)
-        notebook = notebook.relative_to(records.ROOT) if inside else notebook
-        print(f"  failed: {run}: {why}\n          {notebook}")
+        _tell_failed(run, why, folder / "notebooks" / f"{run}.ipynb")
     others = [run for run, why in left.items() if not why]
     if others:
         print(f"  not made: {', '.join(others)}")

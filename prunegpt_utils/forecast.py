@@ -3,6 +3,7 @@
 import re
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from prunegpt_utils import records, studies
@@ -88,9 +89,9 @@ def running(study: str, within: float = 120) -> dict[str, str]:
     return lines
 
 
-def failed(study: str) -> dict[str, str]:
-    """{run: why} of the runs that began, wrote no record and do not run."""
-    folder, busy, found = records.study_folder(study), running(study), {}
+def failed(study: str, busy: Iterable[str] = ()) -> dict[str, str]:
+    """{run: why} of the runs that began and wrote no record, but for those that are still busy."""
+    folder, found = records.study_folder(study), {}
     for name in studies.plan(study):
         log, record = folder / "logs" / f"{name}.log", folder / "records" / f"{name}.json"
         if log.exists() and not record.exists() and name not in busy:
