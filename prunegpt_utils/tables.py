@@ -42,6 +42,15 @@ METHODS = {
     "taught-by-xl": ("gradual + GPT-2 XL as teacher", "#009E73", "^"),
 }
 
+# parameter -> what the reader calls it; the others go by their own names
+PARAMETERS = {
+    "lr": "learning rate",
+    "alpha": "weight of the teacher",
+    "sparsity_start": "first cut",
+    "prune_until": "last cut after",
+    "regrow": "regrowth",
+}
+
 
 def look(recipe: str) -> tuple[str, str, str]:
     """What the reader calls a recipe, its colour and marker.
@@ -53,10 +62,15 @@ def look(recipe: str) -> tuple[str, str, str]:
     if known is None:
         return recipe, "#777777", "o"
     label, colour, marker = METHODS[known]
-    change = re.sub(r"^(\d)of(\d)$", r"\1:\2", recipe[len(known) + 1 :].replace("_", " "))
-    axes = re.split(r"(?<=\d)-(?=[a-z])", change)
-    change = ", ".join(re.sub(r"(?<=[a-z])(?=\d)", " ", axis, count=1) for axis in axes)
-    return (f"{label}, {change}" if change else label), colour, marker
+    change = re.sub(r"^(\d)of(\d)$", r"\1:\2", recipe[len(known) + 1 :])
+    axes = map(_axis, re.split(r"(?<=\d)-(?=[a-z])", change))
+    return ", ".join(filter(None, (label, *axes))), colour, marker
+
+
+def _axis(change):
+    """A part of a run's name, as the reader calls it: `lr0.004` is a learning rate of 0.004."""
+    name, value = re.fullmatch(r"(\D*)(.*)", change).groups()
+    return f"{PARAMETERS.get(name, name).replace('_', ' ')} {value}".strip()
 
 
 def place(recipe: str) -> int:

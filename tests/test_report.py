@@ -291,8 +291,8 @@ def test_half_width_is_student_s():
     ("recipe", "label", "place"),
     [
         ("gradual", "gradual", 1),
-        ("gradual-distilled-lr0.004", "gradual + teacher, lr 0.004", 2),
-        ("gradual-distilled-sparsity_start0.7", "gradual + teacher, sparsity start 0.7", 2),
+        ("gradual-distilled-lr0.004", "gradual + teacher, learning rate 0.004", 2),
+        ("gradual-distilled-sparsity_start0.7", "gradual + teacher, first cut 0.7", 2),
         ("retrained-wanda-2of4", "Wanda, retrained, 2:4", 0),
         ("mine", "mine", 3),
     ],
