@@ -486,8 +486,12 @@ def study_graph(plan: dict, done: set[str]) -> Figure:
 
 
 def _line(axes, x, y, spread, recipe, dashes="-"):
-    label, colour, marker = METHODS[recipe]
-    axes.plot(x, y, marker=marker, color=colour, label=label, linestyle=dashes, markersize=6)
+    label, colour, marker = look(recipe)
+    face = colour if recipe in METHODS else "white"  # a variant of a recipe is hollow
+    axes.plot(
+        x, y, marker=marker, color=colour, label=label, linestyle=dashes, markersize=6,
+        markerfacecolor=face,
+    )  # fmt: skip
     if spread is not None and spread.notna().any():
         axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.2, linewidth=0)
 

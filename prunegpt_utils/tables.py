@@ -69,6 +69,8 @@ def look(recipe: str) -> tuple[str, str, str]:
 
 def _axis(change):
     """A part of a run's name, as the reader calls it: `lr0.004` is a learning rate of 0.004."""
+    if _known(change):
+        return f"taught by {change}"
     name, value = re.fullmatch(r"(\D*)(.*)", change).groups()
     return f"{PARAMETERS.get(name, name).replace('_', ' ')} {value}".strip()
 
@@ -214,18 +216,19 @@ def by_steps(records: list[dict]) -> pd.DataFrame:
     """Perplexity against the length of training, a row a trained run.
 
     Args:
-        records: of a study; runs that differ in more than the number of steps, what is removed and
-            the seed are left out.
+        records: of a study; runs of which the number of steps is not an axis are left out, as are
+            those that learn at another rate.
 
     Returns:
-        DataFrame with recipe (without its axis), sparsity (as asked for), steps, seed, perplexity.
+        DataFrame with recipe (without that axis), sparsity (as asked for), steps, seed, perplexity.
     """
-    rows = [
-        (_known(record["recipe"]), record["sparsity"]["requested"], record["training"]["steps"],
-         record["seed"], float(record["metrics"]["validation"]["perplexity"]))
-        for record in records
-        if record["recipe"] == f"{_known(record['recipe'])}-steps{record['training']['steps']}"
-    ]  # fmt: skip
+    rows = []
+    for record in records:
+        steps = record["training"]["steps"]
+        series = record["recipe"].removesuffix(f"-steps{steps}")
+        if series != record["recipe"]:
+            level = float(record["metrics"]["validation"]["perplexity"])
+            rows.append((series, record["sparsity"]["requested"], steps, record["seed"], level))
     table = pd.DataFrame(rows, columns=["recipe", "sparsity", "steps", "seed", "perplexity"])
     return table.sort_values(list(table.columns[:-1]), ignore_index=True)
 

@@ -246,15 +246,17 @@ def run_of(recipe, steps, seed, perplexity, sparsity=0.0):
     }  # fmt: skip
 
 
-def test_by_steps_takes_runs_that_differ_in_nothing_else():
+def test_by_steps_takes_runs_whose_length_is_an_axis():
     found = [
         run_of("gradual-steps100", 100, 1, 31.0, 0.9), run_of("gradual-steps100", 100, 0, 30.0, 0.9),
         run_of("control-steps10", 10, 0, 40.0), run_of("control-steps100", 100, 0, 20.0),
         run_of("control-steps100-lr0.1", 100, 0, 19.0), run_of("dense", 10, 0, 50.0),
+        run_of("gradual-control-steps10-steps100", 100, 0, 29.0, 0.9),
     ]  # fmt: skip
     assert tables.by_steps(found).values.tolist() == [
         ["control", 0.0, 10, 0, 40.0], ["control", 0.0, 100, 0, 20.0],
         ["gradual", 0.9, 100, 0, 30.0], ["gradual", 0.9, 100, 1, 31.0],
+        ["gradual-control-steps10", 0.9, 100, 0, 29.0],
     ]  # fmt: skip
     assert tables.by_steps([]).empty
 
@@ -293,6 +295,11 @@ def test_half_width_is_student_s():
         ("gradual", "gradual", 1),
         ("gradual-distilled-lr0.004", "gradual + teacher, learning rate 0.004", 2),
         ("gradual-distilled-sparsity_start0.7", "gradual + teacher, first cut 0.7", 2),
+        (
+            "gradual-distilled-control-steps9-lr2",
+            "gradual + teacher, taught by control-steps9, learning rate 2",
+            2,
+        ),
         ("retrained-wanda-2of4", "Wanda, retrained, 2:4", 0),
         ("mine", "mine", 3),
     ],
