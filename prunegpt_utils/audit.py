@@ -1,7 +1,9 @@
 """Can the records be trusted? What is wrong with those of a study, and a run made once more."""
 
+import contextlib
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,14 +115,27 @@ def rerun(study: str, run: str) -> tuple[dict, dict]:
     if old is None:
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.json")))
         raise ParameterError("run", run, f"has no record in {study}; there are: {known}")
-    before = os.environ.get("PRUNEGPT_RUNS")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["PRUNEGPT_RUNS"] = folder
-        try:
-            planned = studies.Planned(run, old["notebook"], old["parameters"], ())
-            studies.execute(planned, Path(folder, study))
-            return old, records.read(Path(folder, study, "records", f"{run}.json"))
-        finally:
-            os.environ.pop("PRUNEGPT_RUNS")
-            if before is not None:
-                os.environ["PRUNEGPT_RUNS"] = before
+    own = records.study_folder(study) / "study.yaml"
+    threads = str(old["environment"]["threads"])  # sums in another order differ in the last bits
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _environment(PRUNEGPT_RUNS=folder, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads),
+    ):
+        Path(folder, study).mkdir()
+        if own.exists():  # what the run stands on is made as this study makes it
+            shutil.copy(own, Path(folder, study))
+        planned = studies.Planned(run, old["notebook"], old["parameters"], ())
+        studies.execute(planned, Path(folder, study))
+        return old, records.read(Path(folder, study, "records", f"{run}.json"))
+
+
+@contextlib.contextmanager
+def _environment(**changes):
+    """Other environment variables while the block runs, for the kernels that it starts."""
+    before = dict(os.environ)
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -384,8 +384,9 @@ def execute(run: Planned, folder: Path) -> None:
     target = folder / "notebooks" / f"{run.name}.ipynb"
     try:
         papermill.execute_notebook(
-            source, target, run.parameters, kernel_name="python3", progress_bar=False
-        )
+            source, target, run.parameters, kernel_name="python3", progress_bar=False,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         if error.ename == "ParameterError":
             raise ParameterError(error.evalue) from error

@@ -229,6 +229,17 @@ def test_disk_full(calm, tmp_path):
         subprocess.run(["umount", "-l", str(tmp_path)], check=False)
 
 
+def test_a_run_made_again_is_equal_to_the_last_bit(calm):
+    """With all it stands on, though the machine has more threads than it was made with."""
+    words = [sys.executable, "-m", "prunegpt_utils", "rerun", "cheap/control-seed0"]
+    environment = os.environ | {"PRUNEGPT_RUNS": str(calm[0])}
+    again = subprocess.run(
+        words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0 and "WARNING" not in again.stderr, again.stderr
+    assert again.stdout.splitlines()[-1] == "cheap/control-seed0: equal to the last bit"
+
+
 def test_clock_set_back(calm):
     """A record from the future makes nothing that stands on it look out of date."""
     runs, _ = calm
