@@ -138,12 +138,13 @@ class SparseLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """From shape (..., inputs) to (..., outputs)."""
-        rows = x.flatten(0, -2)
+        rows, bias = x.flatten(0, -2), self.bias
         if len(rows) == 1:  # MKL is far faster with a vector than with one column
-            y = self.matrix.mv(rows[0])[None]
-        else:  # and faster with rows of numbers that lie side by side in memory
-            y = (self.matrix @ rows.T.contiguous()).T
-        y = y if self.bias is None else y + self.bias
+            y = self.matrix.mv(rows[0]) if bias is None else bias.addmv(self.matrix, rows[0])
+            return y.view(*x.shape[:-1], -1)
+        # and faster with rows of numbers that lie side by side in memory
+        y = (self.matrix @ rows.T.contiguous()).T
+        y = y if bias is None else y + bias
         return y.unflatten(0, x.shape[:-1])
 
 
