@@ -334,8 +334,9 @@ def markdown(table: pd.DataFrame, folder: str) -> str:
 def plain(table: pd.DataFrame) -> str:
     """The table for a terminal."""
     lines = [headings(table)[:-1], *(cells[:-1] for cells in rows(table, lambda run, seed: ""))]
+    width = 2 + max(len(line[0]) for line in lines)
     return "\n".join(
-        f"{line[0]:<39}" + "".join(f"{cell:>15}" for cell in line[1:]) for line in lines
+        f"{line[0]:<{width}}" + "".join(f"{cell:>15}" for cell in line[1:]) for line in lines
     )
 
 
