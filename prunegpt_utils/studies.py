@@ -237,26 +237,25 @@ def _absent(content):
         named = [
             name for names in named for name in (names if isinstance(names, list) else [names])
         ]
-        models = [name for name in named if name and not _recipe_of(content, str(name))]
+        models = [name for name in named if name and not _variant_of(content, str(name))]
         needed = [name for name in models if given.get("optional") and not at_hand(name)]
         if needed:
             absent[recipe] = needed[0]
     return absent
 
 
-def _recipe_of(content, name):
-    """The recipe that a link names, itself or with values of its axes; None if it names a model."""
+def _variant_of(content, name):
+    """(recipe, its parameters) that a link names; None if it names a model instead.
+
+    By the recipe's own name it is the first variant, with axes as lists; by one with values of
+    axes, such as `control-steps400`, the run that has them.
+    """
     listed = [recipe for _, recipe in _listed(content)]
     if name in listed:
-        return name
+        return name, _variants(content, name)[0]
     near = [recipe for recipe in listed if name.startswith(f"{recipe}-")]
-    return next((recipe for recipe in near if _point_of(content, recipe, name)), None)
-
-
-def _point_of(content, recipe, name):
-    """Parameters of the recipe at the values that a name such as `control-steps400` has."""
-    points = _all_points(content, recipe)
-    return next((point for point in points if point["recipe"] == name), None)
+    points = ((recipe, point) for recipe in near for point in _all_points(content, recipe))
+    return next(((recipe, point) for recipe, point in points if point["recipe"] == name), None)
 
 
 def _notebook_of(content, recipe):
@@ -295,19 +294,17 @@ def _linked(content, link, values):
     sparsity; the one-shot curve spans all sparsities, so there is one of it. Along an axis that
     both have it is the one with the same value, unless the link says which: `control-steps400`.
     """
-    recipe = _recipe_of(content, values[link])
-    if recipe is None:
+    found = _variant_of(content, values[link])
+    if found is None:
         return None
-    named = recipe != values[link]
-    given = _point_of(content, recipe, values[link]) if named else _variants(content, recipe)[0]
+    recipe, given = found
     point = {
         key: values[key] if values.get(key) in axis else axis[0]
         for key, axis in _axes(given).items()
     }
     if given.get("sparsity") and link != "curve":
         point["sparsity"] = values["sparsity"]
-    point["seed"] = values["seed"]
-    run = given | point if named else _named(given, point)
+    run = _named(given, point | {"seed": values["seed"]})
     return _planned(content, _notebook_of(content, recipe), run)
 
 

@@ -43,7 +43,7 @@ METHODS = {
 }
 
 # parameter -> what the reader calls it; the others go by their own names
-PARAMETERS = {
+PARAMETER_NAMES = {
     "lr": "learning rate",
     "alpha": "weight of the teacher",
     "sparsity_start": "first cut",
@@ -62,8 +62,7 @@ def look(recipe: str) -> tuple[str, str, str]:
     if known is None:
         return recipe, "#777777", "o"
     label, colour, marker = METHODS[known]
-    change = re.sub(r"^(\d)of(\d)$", r"\1:\2", recipe[len(known) + 1 :])
-    axes = map(_axis, re.split(r"(?<=\d)-(?=[a-z])", change))
+    axes = map(_axis, re.split(r"(?<=\d)-(?=[a-z])", recipe[len(known) + 1 :]))
     return ", ".join(filter(None, (label, *axes))), colour, marker
 
 
@@ -71,8 +70,9 @@ def _axis(change):
     """A part of a run's name, as the reader calls it: `lr0.004` is a learning rate of 0.004."""
     if _known(change):
         return f"taught by {change}"
-    name, value = re.fullmatch(r"(\D*)(.*)", change).groups()
-    return f"{PARAMETERS.get(name, name).replace('_', ' ')} {value}".strip()
+    pattern = re.sub(r"^(\d)of(\d)$", r"\1:\2", change)
+    name, value = re.fullmatch(r"(\D*)(.*)", pattern).groups()
+    return f"{PARAMETER_NAMES.get(name, name).replace('_', ' ')} {value}".strip()
 
 
 def place(recipe: str) -> int:

@@ -301,6 +301,7 @@ def test_half_width_is_student_s():
             2,
         ),
         ("retrained-wanda-2of4", "Wanda, retrained, 2:4", 0),
+        ("retrained-wanda-2of4-lr2", "Wanda, retrained, 2:4, learning rate 2", 0),
         ("mine", "mine", 3),
     ],
 )
