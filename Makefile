@@ -14,7 +14,7 @@ BENCHMARKS := training_step mask_cost teacher_cost global_threshold perplexity \
 	criteria_cost tokenising study_of_runs sparse_inference scaling profiles
 TOOLS := $(BIN)/python -m prunegpt_utils
 NAME := $(or $(NEW),$(STUDY))
-DERIVE = $(if $(NEW)$(SET),$(TOOLS) derive "$(STUDY)" "$(NEW)" "$(SET)")
+OVERRIDE = $(if $(NEW)$(SET),$(TOOLS) override "$(STUDY)" "$(NEW)" "$(SET)")
 SNAKEMAKE = --profile studies/profiles/$(PROFILE) \
 	$(if $(filter local,$(PROFILE)),--cores $(JOBS) $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))) \
 	$(if $(SLURM),--default-resources $(SLURM))
@@ -30,14 +30,14 @@ help:  ## this list
 	@echo "  Change it with NEW=mine SET=\"steps=200 sparsity=0.8,0.9\"; docs/scale.md tells more."
 
 study: $(STAMP)  ## run a study: from the pretrained model to table, figure and report
-	@$(DERIVE)
+	@$(OVERRIDE)
 	@$(TOOLS) study "$(NAME)" "$(GPUS)" $(SNAKEMAKE)
 
 resume: $(STAMP)  ## go on after a crash or an interrupt
 	@$(TOOLS) resume "$(NAME)" "$(GPUS)" $(SNAKEMAKE)
 
 plan: $(STAMP)  ## what a study still has to do, how long it takes, a picture of it; runs nothing
-	@$(DERIVE)
+	@$(OVERRIDE)
 	@$(TOOLS) plan "$(NAME)"
 
 status: $(STAMP)  ## what is done, what runs and how far it is, what failed
@@ -66,7 +66,7 @@ notebooks: $(STAMP)  ## execute the notebooks in place, at their default paramet
 	case $$name in 05_*|07_*|08_*|10_*) runs="$(CURDIR)/$(VENV)/published";; esac; \
 	PRUNEGPT_RUNS="$$runs" $(BIN)/python -m papermill notebooks/$$name.ipynb $$out.ipynb \
 	  --kernel python3 --no-progress-bar > $$out.log 2>&1 || { tail -n 3 $$out.log; exit 1; }; \
-	$(BIN)/python -m prunegpt_utils tidy $$out.ipynb && mv $$out.ipynb notebooks/; done
+	$(BIN)/python -m prunegpt_utils strip-metadata $$out.ipynb && mv $$out.ipynb notebooks/; done
 
 pretraining: $(STAMP)  ## make the embedded base model again (about an hour of two cores)
 	@$(BIN)/pip install --quiet -c constraints.txt -e '.[pretraining]'
@@ -88,10 +88,11 @@ test: $(STAMP)  ## run the test suite
 test-system: $(STAMP)  ## run the long tests: whole studies, kills, browsers, Slurm [TESTS=tests/test_slurm.py]
 	@$(BIN)/python -m pytest -m system --numprocesses 0 $(TESTS)
 
-lint: $(STAMP)  ## check the style of code and notebooks, and the types
+lint: $(STAMP)  ## check the style of code and notebooks, the types, and what may import what
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
 
 clean:  ## remove the environment; runs/ stays, it holds your results
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -11,17 +11,18 @@ import torch
 from benchmarks.side_by_side import (
     SIZES,
     gpt2,
-    in_turns,
     options,
     random_ids,
     ratio,
     row,
     slope,
+    time_prepared,
     write,
 )
-from prunegpt_utils.criteria import calibrate
+from prunegpt_utils.calibration import calibrate
+from prunegpt_utils.criteria import CRITERIA
 from prunegpt_utils.masks import prune
-from prunegpt_utils.models import input_axes, layers, prunable
+from prunegpt_utils.modeling import input_axes, prunable_layers, prunable_weights
 
 SPARSITY, COLUMNS, DAMPING = 0.5, 128, 0.01
 AGREEMENT = 0.995  # share of the masks' entries: rounding turns near ties, and their error spreads
@@ -29,7 +30,8 @@ AGREEMENT = 0.995  # share of the masks' entries: rounding turns near ties, and 
 
 def wanda(model, batches):
     """|w| ||x||, the lower half of each output's weights goes."""
-    prune(model, "wanda", SPARSITY, "per-row", calibrate(model, "wanda", batches, None))
+    stats = calibrate(model, CRITERIA["wanda"].needs, batches, None)
+    prune(model, "wanda", SPARSITY, "per-row", stats)
 
 
 def sparsegpt(model, batches):
@@ -40,13 +42,13 @@ def sparsegpt(model, batches):
 @torch.no_grad()
 def plain_wanda(model, batches):
     """Algorithm 1 of Sun et al. 2024: norms of the inputs, a sort a row, a scatter."""
-    norms = dict.fromkeys(layers(model), 0.0)
+    norms = dict.fromkeys(prunable_layers(model), 0.0)
 
     def add(name, x):
         norms[name] = norms[name] + x.flatten(0, -2).T.norm(dim=1) ** 2
 
     _read(model, batches, add)
-    for name, layer in layers(model).items():
+    for name, layer in prunable_layers(model).items():
         weight = layer.weight.T if input_axes(model)[name] == 0 else layer.weight
         score = weight.abs() * norms[name].sqrt()
         order = score.sort(dim=-1, stable=True)[1][:, : int(weight.shape[1] * SPARSITY)]
@@ -57,20 +59,20 @@ def plain_wanda(model, batches):
 @torch.no_grad()
 def plain_sparsegpt(model, batches):
     """Algorithm 1 of Frantar and Alistarh 2023, for a model of one block."""
-    hessians = dict.fromkeys(layers(model), 0.0)
+    hessians = dict.fromkeys(prunable_layers(model), 0.0)
 
     def add(name, x):
         x = x.flatten(0, -2).T
         hessians[name] = hessians[name] + 2 * (x @ x.T)
 
     _read(model, batches, add)
-    for name, layer in layers(model).items():
+    for name, layer in prunable_layers(model).items():
         weight = layer.weight.T if input_axes(model)[name] == 0 else layer.weight
-        weight.data.copy_(_plain_mend(weight.clone(), hessians[name]))
+        weight.data.copy_(_plain_update(weight.clone(), hessians[name]))
     _read(model, batches, lambda name, x: None)  # what the next block would see
 
 
-def _plain_mend(weight, hessian):
+def _plain_update(weight, hessian):
     damp = DAMPING * hessian.diagonal().mean()
     hessian.diagonal().add_(damp)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
@@ -98,7 +100,7 @@ def _plain_mend(weight, hessian):
 def _read(model, batches, add):
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs, name=name: add(name, inputs[0]))
-        for name, layer in layers(model).items()
+        for name, layer in prunable_layers(model).items()
     ]
     for rows in batches:
         model.base_model(rows[:, :-1])
@@ -121,7 +123,7 @@ def check(model, batches):
         for act in pair:
             other = copy.deepcopy(model)
             act(other, batches)
-            masks.append(torch.cat([(w != 0).flatten() for w in prunable(other).values()]))
+            masks.append(torch.cat([(w != 0).flatten() for w in prunable_weights(other).values()]))
             assert abs(float(masks[-1].float().mean()) - SPARSITY) < 1e-3
         found[name] = float((masks[0] == masks[1]).float().mean())
         assert found[name] >= AGREEMENT, f"{name}: masks agree in {found[name]}"
@@ -142,7 +144,7 @@ def measure(size, windows, block, depths, turns, goals):
     agreement, rows = check(model(1), few), []
     fresh = {}
 
-    def before(_):
+    def prepare(_):
         fresh["one"] = model(1)
 
     for name, pair in PAIRS.items():
@@ -150,7 +152,7 @@ def measure(size, windows, block, depths, turns, goals):
             key: (lambda act=act: act(fresh["one"], few))
             for key, act in zip(("ours", "plain"), pair, strict=True)
         }
-        seconds = in_turns(acts, turns, before=before)
+        seconds = time_prepared(acts, prepare, turns)
         operations, size_of = _work(model(1), len(few) * block, name)
         rows.append(row(f"{name}, one block, {len(few) * block:,} tokens", "the paper's algorithm",
             "times as fast", ratio(seconds, "plain", "ours"), goals and ">= 1", seconds=seconds,
@@ -160,17 +162,15 @@ def measure(size, windows, block, depths, turns, goals):
 
 def _work(model, tokens, name):
     """(operations, bytes of the weights) of one block."""
-    shapes = [
-        (layer.weight.shape[a])
-        for layer, a in zip(layers(model).values(), input_axes(model).values(), strict=True)
-    ]
-    weights = sum(weight.numel() for weight in prunable(model).values())
+    parts = list(prunable_weights(model).values())
+    inputs = [w.shape[axis] for w, axis in zip(parts, input_axes(model).values(), strict=True)]
+    weights = sum(weight.numel() for weight in parts)
     looks = 2 * tokens * weights
     if name == "Wanda":
         return looks, 4 * weights
-    moments = 2 * tokens * sum(n * n for n in shapes)
-    mending = sum(w.numel() * n for w, n in zip(prunable(model).values(), shapes, strict=True))
-    return 2 * looks + moments + mending + 2 * sum(n**3 for n in shapes), 4 * weights
+    moments = 2 * tokens * sum(n * n for n in inputs)
+    updates = sum(w.numel() * n for w, n in zip(parts, inputs, strict=True))
+    return 2 * looks + moments + updates + 2 * sum(n**3 for n in inputs), 4 * weights
 
 
 def _growth(model, few, many, depths, block, turns, goals):
@@ -178,13 +178,13 @@ def _growth(model, few, many, depths, block, turns, goals):
     cases = {depth: (depth, few) for depth in depths} | {"many": (depths[0], many)}
     fresh = {}
 
-    def before(key):
+    def prepare(key):
         fresh["model"] = model(cases[key][0])
 
     acts = {
         key: (lambda text=text: sparsegpt(fresh["model"], text)) for key, (_, text) in cases.items()
     }
-    seconds = in_turns(acts, turns, before=before, warm_up=0)
+    seconds = time_prepared(acts, prepare, turns)
     middle = {key: sorted(times)[len(times) // 2] for key, times in seconds.items()}
     first = depths[0]
     a_token = (middle["many"] - middle[first]) / (len(many) - len(few)) / block / first

@@ -14,17 +14,17 @@ import psutil
 import torch
 from torch.nn.utils import prune as torch_prune
 
-from benchmarks.side_by_side import gpt2, in_turns, options, ratio, row, write
+from benchmarks.side_by_side import gpt2, options, ratio, row, time_prepared, write
 from prunegpt_utils.criteria import scores
 from prunegpt_utils.masks import make_masks, prune
-from prunegpt_utils.models import layers, prunable
+from prunegpt_utils.modeling import prunable_layers, prunable_weights
 
 SPARSITY = 0.9
 
 
 def by_torch(model):
     """Cut as torch does, and leave ordinary weights behind."""
-    modules = [(layer, "weight") for layer in layers(model).values()]
+    modules = [(layer, "weight") for layer in prunable_layers(model).values()]
     torch_prune.global_unstructured(modules, torch_prune.L1Unstructured, amount=SPARSITY)
     for module, name in modules:
         torch_prune.remove(module, name)
@@ -36,7 +36,7 @@ def check(model, whole):
     Raises:
         AssertionError: it is not so.
     """
-    cut = torch.cat([weight.detach().flatten() for weight in prunable(model).values()])
+    cut = torch.cat([weight.detach().flatten() for weight in prunable_weights(model).values()])
     sizes = torch.cat([weight.flatten() for weight in whole]).abs()
     gone = cut == 0
     assert int(gone.sum()) == round(SPARSITY * len(cut))
@@ -74,7 +74,7 @@ def _hand_back():
 def measure(size, turns, goals, **changes):
     """Rows of one size."""
     model = gpt2(size, **changes)
-    weights = [weight.detach() for weight in prunable(model).values()]
+    weights = [weight.detach() for weight in prunable_weights(model).values()]
     whole = [weight.clone() for weight in weights]
     one_copy = sum(weight.nbytes for weight in weights)
     memory = {"make_masks": peak_memory(partial(make_masks, scores(model), SPARSITY))}
@@ -85,14 +85,14 @@ def measure(size, turns, goals, **changes):
     }
 
     def restore(_):
-        for name, weight in enumerate(prunable(model).values()):
+        for name, weight in enumerate(prunable_weights(model).values()):
             weight.data.copy_(whole[name])
 
     for name in ("ours", "global_unstructured"):
         restore(name)
         memory[name] = peak_memory(acts[name])
         check(model, whole)
-    seconds = in_turns(acts, turns, warm_up=0, before=restore)
+    seconds = time_prepared(acts, restore, turns)
     count = one_copy // 4
     what, copies = f"cut {SPARSITY:.0%} of {count / 1e6:.3g}M weights", "copies of the weights"
     return [

@@ -9,20 +9,23 @@ import copy
 import torch
 from torch.nn.utils import prune as torch_prune
 
-from benchmarks.side_by_side import SIZES, gpt2, in_turns, options, random_ids, ratio, row, write
+from benchmarks.side_by_side import SIZES, gpt2, options, random_ids, ratio, row, write
+from prunegpt_utils.config import TrainConfig
+from prunegpt_utils.distributed import choose_precision
+from prunegpt_utils.efficiency import time_in_turns
+from prunegpt_utils.losses import batch_loss
 from prunegpt_utils.masks import apply_masks, prune
-from prunegpt_utils.models import layers, prunable
-from prunegpt_utils.training import Plan, batch_loss, choose_precision
+from prunegpt_utils.modeling import prunable_layers, prunable_weights
 
 TOLERANCE = 1e-3  # nats between the losses of the two ways to hold a mask
 
 
-def stepper(model, rows, plan, masks=None):
+def stepper(model, rows, config, masks=None):
     """A function that takes one training step and returns its loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
 
     def step():
-        loss = batch_loss(model, rows, plan)
+        loss = batch_loss(model, rows, config)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -36,43 +39,44 @@ def stepper(model, rows, plan, masks=None):
 def under_torch_prune(model, masks):
     """A copy of the model whose layers multiply their weights by the masks."""
     other = copy.deepcopy(model)
-    for name, layer in layers(other).items():
+    for name, layer in prunable_layers(other).items():
         torch_prune.custom_from_mask(layer, "weight", masks[name])
     return other
 
 
-def check(dense, masks, rows, plan):
+def check(dense, masks, rows, config):
     """Ours and torch's way take the same steps, and the zeros hold.
 
     Raises:
         AssertionError: they do not.
     """
     model = copy.deepcopy(dense)
-    arms = stepper(model, rows, plan, masks), stepper(under_torch_prune(dense, masks), rows, plan)
+    by_torch = under_torch_prune(dense, masks)
+    arms = stepper(model, rows, config, masks), stepper(by_torch, rows, config)
     gap = max(abs(a - b) for a, b in [[step() for step in arms] for _ in range(3)])
     assert gap <= TOLERANCE, f"the losses differ by {gap}"
-    assert all((w[~masks[name]] == 0).all() for name, w in prunable(model).items())
+    assert all((w[~masks[name]] == 0).all() for name, w in prunable_weights(model).items())
     return gap
 
 
 def measure(size, turns, goals):
     """Rows of one size."""
     *_, vocabulary, block, batch = SIZES[size]
-    plan = Plan(1, 1e-4, batch=batch, precision=choose_precision())
+    config = TrainConfig(1, 1e-4, batch=batch, precision=choose_precision())
     rows = random_ids(batch, block + 1, vocabulary=vocabulary)
     dense = gpt2(size).train()
     masks = prune(dense, "magnitude", 0.9, "global")
-    gap = check(dense, masks, rows, plan)
-    sparse, weights = copy.deepcopy(dense), list(prunable(dense).values())
+    gap = check(dense, masks, rows, config)
+    sparse, weights = copy.deepcopy(dense), list(prunable_weights(dense).values())
     numbers = [torch.ones_like(weight) for weight in weights]
     acts = {
-        "without": stepper(dense, rows, plan),
-        "ours": stepper(sparse, rows, plan, masks),
-        "torch.nn.utils.prune": stepper(under_torch_prune(dense, masks), rows, plan),
+        "without": stepper(dense, rows, config),
+        "ours": stepper(sparse, rows, config, masks),
+        "torch.nn.utils.prune": stepper(under_torch_prune(dense, masks), rows, config),
         "mask alone": lambda: apply_masks(sparse, masks),
         "limit": lambda: torch._foreach_mul_([w.detach() for w in weights], numbers),
     }
-    seconds = in_turns(acts, turns)
+    seconds = time_in_turns(acts, turns)
     count = sum(weight.numel() for weight in weights)
     what, above = f"step under a mask, {size}", "times the time"
     return [

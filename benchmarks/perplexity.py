@@ -12,7 +12,6 @@ from torchmetrics.text import Perplexity
 from benchmarks.side_by_side import (
     SIZES,
     gpt2,
-    in_turns,
     matrices,
     options,
     products,
@@ -21,7 +20,9 @@ from benchmarks.side_by_side import (
     row,
     write,
 )
-from prunegpt_utils.evaluation import slide, token_nll
+from prunegpt_utils.efficiency import time_in_turns
+from prunegpt_utils.evaluation import token_nll
+from prunegpt_utils.protocols import rolling_windows
 
 TOLERANCE = 1e-4  # between values of the perplexity, relative
 # size -> (tokens of text, tokens the model reads at once, windows a batch)
@@ -30,7 +31,8 @@ CASES = {"2M": (8192, 128, 32), "124M": (1536, 1024, 1)}
 
 def ours(model, ids, block, stride, batch):
     """Perplexity by this project."""
-    return math.exp(token_nll(model, ids, slide(len(ids), block, stride), batch).double().mean())
+    windows = rolling_windows(len(ids), block, stride)
+    return math.exp(token_nll(model, ids, windows, batch).double().mean())
 
 
 @torch.no_grad()
@@ -74,7 +76,7 @@ def measure(size, tokens, block, batch, turns, goal):
     stock = gpt2(size, "gelu_new", n_positions=block)
     ids, rows = random_ids(tokens, vocabulary=SIZES[size][3]), []
     for name, stride in (("disjoint", block), (f"stride {block // 2}", block // 2)):
-        values, spans = {}, slide(len(ids), block, stride)
+        values, spans = {}, rolling_windows(len(ids), block, stride)
         acts = {"ours": (ours, model, batch), "the guide's loop": (guide, stock)}
         if stride == block:
             acts["torchmetrics"] = (by_torchmetrics, stock)
@@ -85,7 +87,7 @@ def measure(size, tokens, block, batch, turns, goal):
         timed = {key: (lambda key=key, act=act: run(key, *act)) for key, act in acts.items()}
         read = sum(end - begin for begin, end, _ in spans)
         limit, operations = products(matrices(size), read, torch.float32, backward=False)
-        seconds = in_turns(timed | {"limit": limit}, turns)
+        seconds = time_in_turns(timed | {"limit": limit}, turns)
         check(values)
         what = f"perplexity, {size}, {name}, {tokens:,} tokens"
         for rival in list(acts)[1:]:

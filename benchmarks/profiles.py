@@ -11,10 +11,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.side_by_side import SIZES, gpt2, options, random_ids, row, write
-from prunegpt_utils.distillation import lesson
-from prunegpt_utils.evaluation import slide, token_nll
-from prunegpt_utils.models import frozen_copy
-from prunegpt_utils.training import Plan, batch_loss, choose_precision
+from prunegpt_utils.config import TrainConfig
+from prunegpt_utils.distributed import choose_precision
+from prunegpt_utils.evaluation import token_nll
+from prunegpt_utils.losses import batch_loss
+from prunegpt_utils.modeling import frozen_copy
+from prunegpt_utils.protocols import rolling_windows
+from prunegpt_utils.teacher_cache import cached_hidden_states
 
 # kind -> names of operations; the first that fits counts
 KINDS = {
@@ -49,27 +52,28 @@ def seconds_by_kind(act, repeats):
 
 
 def acts(size, folder):
-    """{what: act}: a step without a teacher, with one, with a kept lesson, and a perplexity."""
+    """{what: act}: a step without a teacher, with a live or cached one, and a perplexity."""
     *_, vocabulary, block, batch = SIZES[size]
     precision = choose_precision()
     rows = random_ids(batch, block + 1, vocabulary=vocabulary)
     model, teacher = gpt2(size).train(), frozen_copy(gpt2(size, initializer_range=0.05))
-    said = lesson(teacher, rows, folder, precision).clone()
-    plain = Plan(1, 1e-4, batch=batch, precision=precision)
-    taught = Plan(1, 1e-4, batch=batch, precision=precision, alpha=0.67, temperature=2.0)
+    cached = cached_hidden_states(teacher, rows, folder, precision).clone()
+    plain = TrainConfig(1, 1e-4, batch=batch, precision=precision)
+    distilled = TrainConfig(1, 1e-4, batch=batch, precision=precision, alpha=0.67, temperature=2.0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
-    def step(plan, *taught_by):
-        batch_loss(model, rows, plan, *taught_by).backward()
+    def step(config, *teaching):
+        batch_loss(model, rows, config, *teaching).backward()
         optimizer.step()
         optimizer.zero_grad()
 
     text = rows.flatten()
+    spans = rolling_windows(len(text), block, block)
     return {
         f"step, {size}": lambda: step(plain),
-        f"step, {size}, a teacher reads along": lambda: step(taught, teacher),
-        f"step, {size}, its lesson was kept": lambda: step(taught, teacher, said),
-        f"perplexity, {size}": lambda: token_nll(model, text, slide(len(text), block, block)),
+        f"step, {size}, a teacher reads along": lambda: step(distilled, teacher),
+        f"step, {size}, its hidden states are cached": lambda: step(distilled, teacher, cached),
+        f"perplexity, {size}": lambda: token_nll(model, text, spans),
     }
 
 

@@ -10,12 +10,14 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.ticker import EngFormatter, NullLocator
 
-from benchmarks.side_by_side import gpt2, in_turns, options, random_ids, row, slope, write
-from prunegpt_utils import plots
-from prunegpt_utils.efficiency import tracked_memory
+from benchmarks.side_by_side import gpt2, options, random_ids, row, slope, write
+from prunegpt_utils.config import TrainConfig
+from prunegpt_utils.distributed import choose_precision
+from prunegpt_utils.efficiency import time_in_turns, tracked_memory
+from prunegpt_utils.losses import batch_loss
 from prunegpt_utils.masks import make_masks
-from prunegpt_utils.models import count
-from prunegpt_utils.training import Plan, batch_loss, choose_precision
+from prunegpt_utils.modeling import count_parameters
+from prunegpt_utils.report import figure_files
 
 # (blocks, width, heads, vocabulary): 0.4M to 124M parameters
 MODELS = [(2, 96, 2, 2048), (3, 192, 3, 2048), (4, 384, 6, 8192), (8, 512, 8, 32768),
@@ -29,29 +31,29 @@ def stepper(shape, batch, block):
     changes = {"n_layer": blocks, "n_embd": width, "n_head": heads, "vocab_size": vocabulary}
     model = gpt2("tiny", n_positions=block, **changes).train()
     rows = random_ids(batch, block + 1, vocabulary=vocabulary)
-    plan = Plan(1, 1e-4, batch=batch, precision=choose_precision())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, fused=True)
+    config = TrainConfig(1, 1e-4, batch=batch, precision=choose_precision())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
 
     def step():
-        batch_loss(model, rows, plan).backward()
+        batch_loss(model, rows, config).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return count(model)["parameters"], step
+    return count_parameters(model)["parameters"], step
 
 
 def growth(act, over, acts, turns):
     """Row of the slope of an act's time over the numbers that `acts` are named by."""
-    seconds = in_turns(acts, turns)
+    seconds = time_in_turns(acts, turns)
     middle = [statistics.median(times) for times in seconds.values()]
     exponent, axes = slope(list(acts), middle), [over, f"seconds, {act}"]
     return row(f"time of a {act} against {over}", "", "slope", exponent, seconds=seconds, axes=axes)
 
 
-def memory(config, lengths):
+def memory(shape, lengths):
     """Row of the slope of a step's memory, beyond that of the model, over the windows' length."""
-    plan = Plan(1, 1e-4, batch=1, precision="bf16")
-    found = {length: tracked_memory(config, plan, length) for length in lengths}
+    config = TrainConfig(1, 1e-4, batch=1, precision="bf16")
+    found = {length: tracked_memory(shape, config, length) for length in lengths}
     first, *_, last = lengths
     a_token = (found[last] - found[first]) / (last - first)
     grown = slope(lengths, found.values())
@@ -62,7 +64,7 @@ def memory(config, lengths):
 
 def draw(record):
     """The curves of a record on log-log axes, a panel a row, with its slope as the title."""
-    plots.style()
+    figure_files.style()
     figure, panels = plt.subplots(2, 2, figsize=(8.6, 6.6))
     for found, panel in zip(record["rows"], panels.flat, strict=True):
         points = found.get("bytes") or found["seconds"]
@@ -93,8 +95,8 @@ def main(arguments=None):
     del by_size
     by_tokens = {batch * block: stepper(shapes[1], batch, block)[1] for batch in batches}
     rows.append(growth("step", "tokens", by_tokens, turns))
-    dice = torch.Generator().manual_seed(0)
-    scored = {n: {"w": torch.rand(n, generator=dice)} for n in sizes}
+    generator = torch.Generator().manual_seed(0)
+    scored = {n: {"w": torch.rand(n, generator=generator)} for n in sizes}
     cuts = {n: (lambda tensors=tensors: make_masks(tensors, 0.9)) for n, tensors in scored.items()}
     rows.append(growth("threshold", "weights", cuts, turns))
     rows.append(memory(gpt2("tiny" if smoke else "124M", n_positions=lengths[-1]).config, lengths))

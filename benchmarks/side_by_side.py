@@ -1,22 +1,22 @@
-"""What the benchmarks share: times taken in turns, the limit, models, one JSON record a question.
+"""What the benchmarks share: the limit, models, one JSON record a question.
 
 Each benchmark answers one question: `python -m benchmarks.<name>`. It times ours, what people
 would use instead and the limit on the same work in the same process, and its result is a ratio.
 """
 
 import argparse
-import itertools
 import json
 import math
 import operator
 import statistics
-import time
+from functools import partial
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from prunegpt_utils import records
-from prunegpt_utils.models import device
+from prunegpt_utils.distributed import device
+from prunegpt_utils.efficiency import time_in_turns
+from prunegpt_utils.runs import paths, records
 
 SIZES = {  # name -> (layers, width, heads, vocabulary, tokens a window, windows a step)
     "tiny": (2, 32, 2, 97, 16, 2),
@@ -48,7 +48,7 @@ def options(about, arguments):
 def gpt2(size, activation="gelu_pytorch_tanh", **changes):
     """A GPT-2 with random weights, the same at each call; no dropout, so that losses compare.
 
-    With `gelu_new` it is as transformers makes it, else as `models.load_model` would load it.
+    With `gelu_new` it is as transformers makes it, else as `modeling.load_model` would load it.
 
     Args:
         size: key of `SIZES`.  changes: of its configuration.
@@ -67,37 +67,25 @@ def gpt2(size, activation="gelu_pytorch_tanh", **changes):
 
 def random_ids(*shape, vocabulary):
     """Token ids, the same at each call."""
-    dice = torch.Generator().manual_seed(0)
-    return torch.randint(0, vocabulary, shape, generator=dice)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, vocabulary, shape, generator=generator)
 
 
-def in_turns(acts, turns, warm_up=1, before=None):
-    """Seconds of several acts, one after the other and all over again, so that all fare alike.
+def time_prepared(acts, prepare, turns):
+    """Seconds of acts that each need something made ready, in turns; its time does not count.
 
     Args:
         acts: {name: function without arguments}.
-        turns: measurements of each.  warm_up: turns before those.
-        before: function of a name, called before its act and not timed.
+        prepare: function of a name, called before its act.  turns: measurements of each.
 
     Returns:
         {name: list of seconds}.
     """
-    seconds = {name: [] for name in acts}
-    for turn, (name, act) in itertools.product(range(warm_up + turns), acts.items()):
-        if before:
-            before(name)
-        _wait()
-        begin = time.perf_counter()
-        act()
-        _wait()
-        if turn >= warm_up:
-            seconds[name].append(time.perf_counter() - begin)
-    return seconds
-
-
-def _wait():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    both = {}
+    for name, act in acts.items():
+        both |= {("prepare", name): partial(prepare, name), name: act}
+    seconds = time_in_turns(both, turns)
+    return {name: seconds[name] for name in acts}
 
 
 def ratio(seconds, above, below):
@@ -142,6 +130,11 @@ def slope(xs, ys):
     return statistics.linear_regression([*map(math.log, xs)], [*map(math.log, ys)]).slope
 
 
+def number(value):
+    """Three significant digits."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 _COMPARE = {">=": operator.ge, "<=": operator.le}
 
 
@@ -175,7 +168,7 @@ def write(name, question, rows, smoke=False):
     Returns:
         Path of the record.
     """
-    folder = records.study_folder("benchmarks-smoke" if smoke else "benchmarks")
+    folder = paths.study_folder("benchmarks-smoke" if smoke else "benchmarks")
     path = folder / f"{name}-{device().type}.json"
     content = {"benchmark": name, "question": question, "rows": rows}
     content = json.loads(json.dumps(content))  # numbers that name things become text
@@ -183,5 +176,5 @@ def write(name, question, rows, smoke=False):
     for found in rows:
         goal = f"   (goal {found['goal']})" if found["goal"] else ""
         case = f"{found['case']}, against {found['against']}" if found["against"] else found["case"]
-        print(f"  {case}: {found['value']:.3g} {found['measure']}{goal}", flush=True)
+        print(f"  {case}: {number(found['value'])} {found['measure']}{goal}", flush=True)
     return path

@@ -6,8 +6,9 @@ writing tokens one after the other, and reading a prompt. The limit is the bytes
 
 import torch
 
-from benchmarks.side_by_side import gpt2, in_turns, options, random_ids, ratio, row, write
-from prunegpt_utils.encodings import held_bytes, sparse_copy
+from benchmarks.side_by_side import gpt2, options, random_ids, ratio, row, write
+from prunegpt_utils.efficiency import time_in_turns
+from prunegpt_utils.encodings import memory_bytes, sparse_copy
 from prunegpt_utils.masks import prune
 
 SPARSITY, TOLERANCE = 0.9, 1e-3  # of the logits, absolute and relative
@@ -29,11 +30,11 @@ def measure(size, tokens, prompt, turns):
         return model.generate(ids[:, :8], min_new_tokens=tokens, max_new_tokens=tokens, **settings)
 
     uses = {"writing": write_tokens, "reading": lambda model: model(ids)}
-    sizes, rows = {"dense": held_bytes(dense), "ours": held_bytes(sparse)}, []
+    sizes, rows = {"dense": memory_bytes(dense), "ours": memory_bytes(sparse)}, []
     models = {"dense": dense, "ours": sparse}
     for use, act in uses.items():
         acts = {name: (lambda who=who, act=act: act(who)) for name, who in models.items()}
-        seconds = in_turns(acts, turns)
+        seconds = time_in_turns(acts, turns)
         what = f"{use}, {size}, {SPARSITY:.0%} zeros in sparse rows"
         rows.append(row(what, "dense", "times as fast", ratio(seconds, "dense", "ours"),
             seconds=seconds, bytes=sizes, operations=2 * dense.num_parameters()))  # fmt: skip

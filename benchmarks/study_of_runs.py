@@ -11,8 +11,9 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.side_by_side import in_turns, options, row, slope, write
-from prunegpt_utils import records, studies
+from benchmarks.side_by_side import options, row, slope, write
+from prunegpt_utils.efficiency import time_in_turns
+from prunegpt_utils.runs import expansion, paths, records
 
 
 def planner(root, runs):
@@ -27,7 +28,7 @@ def planner(root, runs):
     path.write_text(yaml.safe_dump(content), "utf-8")
 
     def act():
-        planned = studies.plan(path.stem)
+        planned = expansion.plan(path.stem)
         assert len(planned) == runs, f"{len(planned)} runs, not {runs}"
 
     return act
@@ -35,21 +36,21 @@ def planner(root, runs):
 
 def planning(sizes, turns):
     """{runs: seconds of each turn}."""
-    before = records.ROOT
+    before = paths.ROOT
     with tempfile.TemporaryDirectory() as root:
         Path(root, "studies").mkdir()
         for folder in ("notebooks", "studies/recipes"):
             Path(root, folder).symlink_to(before / folder)
-        records.ROOT = Path(root)
+        paths.ROOT = Path(root)
         try:
-            return in_turns({n: planner(root, n) for n in sizes}, turns)
+            return time_in_turns({n: planner(root, n) for n in sizes}, turns)
         finally:
-            records.ROOT = before
+            paths.ROOT = before
 
 
 def overhead(study):
     """(seconds of all notebooks, seconds of their trainings) of the published records."""
-    found = [records.read(path) for path in sorted((records.ROOT / "results" / study).glob("*"))]
+    found = [records.read(path) for path in sorted((paths.ROOT / "results" / study).glob("*"))]
     trained = [record for record in found if record["training"]["tokens"]]
     return (
         sum(record["seconds"] for record in found),
@@ -67,7 +68,7 @@ def main(arguments=None):
         row(f"plan {sizes[-1]:,} runs", "", "seconds", middle[-1], seconds=seconds),
         row("time to plan against runs", "", "slope", slope(sizes, middle), "<= 1.1"),
     ]
-    for folder in sorted((records.ROOT / "results").iterdir()):
+    for folder in sorted((paths.ROOT / "results").iterdir()):
         whole, training = overhead(folder.name)
         if training:
             what = f"study {folder.name}, notebooks without their kernels' start"

@@ -5,13 +5,17 @@ table between the markers `<!-- bench -->` and `<!-- end bench -->`. No number i
 """
 
 import argparse
-import re
 import shutil
 from pathlib import Path
 
 from benchmarks import scaling
-from prunegpt_utils import plots, records
-from prunegpt_utils.parameters import ParameterError
+from benchmarks.side_by_side import number
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.files import atomic_path
+from prunegpt_utils.report import figure_files
+from prunegpt_utils.report.publish import between_markers
+from prunegpt_utils.report.tables import markdown_table
+from prunegpt_utils.runs import paths, records
 
 ORDER = ("training_step", "mask_cost", "teacher_cost", "global_threshold", "perplexity",
          "criteria_cost", "tokenising", "study_of_runs", "sparse_inference", "scaling",
@@ -22,7 +26,7 @@ DEVICES = {"cpu": "CPU", "cuda": "H200"}  # what is asked for; a record says wha
 
 def published():
     """Folder of the published records."""
-    return records.ROOT / "benchmarks" / "results"
+    return paths.ROOT / "benchmarks" / "results"
 
 
 def publish(source, target):
@@ -37,7 +41,7 @@ def publish(source, target):
             "benchmarks", source.name, "has no records yet; `make bench` makes them"
         )
     for path in found:
-        if records.read(path)["environment"]["dirty"]:
+        if records.load(path)["environment"]["dirty"]:
             raise ParameterError(
                 "benchmark", path.stem, "was made from a tree with changes; commit"
             )
@@ -48,53 +52,47 @@ def publish(source, target):
 
 def markdown(folder):
     """The table of the records in `folder`, with a line that says what they were made on."""
-    lines = ["| question | against | result | goal | |", "| --- | --- | --: | --: | --- |"]
-    places = []
+    cells, places = [], []
     for kind, name in ((kind, name) for kind in DEVICES for name in ORDER):
-        record = records.read(folder / f"{name}-{kind}.json")
+        record = records.load(folder / f"{name}-{kind}.json")
         if record:
             places.append(_place(record["environment"]))
             rows = record["rows"] if name != "profiles" else []  # those have a table of their own
-            lines += [_line(row, f"{name}-{kind}") for row in rows]
+            cells += [_cells(row, f"{name}-{kind}") for row in rows]
         elif kind == "cpu" or name in ON_A_GPU:
-            lines.append(f"| {name.replace('_', ' ')}, {DEVICES[kind]} | | not run | | |")
-    lines += ["", *(f"Run on {place}." for place in dict.fromkeys(places))]
-    lines += _profiles(records.read(folder / "profiles-cpu.json"))
+            cells.append((f"{name.replace('_', ' ')}, {DEVICES[kind]}", "", "not run", "", ""))
+    parts = [markdown_table(("question", "against", "result", "goal", ""), cells, (2, 3))]
+    parts.append("\n".join(f"Run on {place}." for place in dict.fromkeys(places)))
+    profiles = records.load(folder / "profiles-cpu.json")
+    if profiles:
+        parts.append(_profiles(profiles["rows"]))
     if (folder / "scaling-cpu.json").exists():
-        lines += ["", "![How time and memory grow, log-log](figures/benchmarks/scaling.png)"]
-    return "\n".join(lines)
+        parts.append("![How time and memory grow, log-log](figures/benchmarks/scaling.png)")
+    return "\n\n".join(parts)
 
 
-def _profiles(record):
-    """A table of its own: an act a line, a kind of operation a column."""
-    if not record:
-        return []
-    kinds = list(record["rows"][0]["seconds"])
-    link = "[where the time goes](benchmarks/results/profiles-cpu.json)"
-    lines = ["", f"| {link} | {' | '.join(kinds)} |", "| --- |" + " --: |" * len(kinds)]
-    for row in record["rows"]:
-        whole = sum(row["seconds"].values())
-        cells = " | ".join(f"{100 * row['seconds'][kind] / whole:.0f} %" for kind in kinds)
-        lines.append(f"| {row['case']} | {cells} |")
-    return lines
-
-
-def _line(row, record):
+def _cells(row, record):
     goal = {True: "met", False: "missed"}.get(row.get("met"), "")
     link = f"[{row['case']}](benchmarks/results/{record}.json)"
     result = f"{number(row['value'])} {row['measure']}"
     wanted = row["goal"].replace(">=", "at least").replace("<=", "at most")
-    return f"| {link} | {row['against']} | {result} | {wanted} | {goal} |"
+    return link, row["against"], result, wanted, goal
+
+
+def _profiles(rows):
+    """A table of its own: an act a line, a kind of operation a column."""
+    kinds, cells = list(rows[0]["seconds"]), []
+    for row in rows:
+        whole = sum(row["seconds"].values())
+        shares = [f"{100 * row['seconds'][kind] / whole:.0f} %" for kind in kinds]
+        cells.append((row["case"], *shares))
+    link = "[where the time goes](benchmarks/results/profiles-cpu.json)"
+    return markdown_table((link, *kinds), cells, range(1, len(kinds) + 1))
 
 
 def _place(where):
     packages = f"torch {where['torch']}, transformers {where['transformers']}"
     return f"{where['device']}, {where['threads']} threads, {packages}, at {where['commit'][:7]}"
-
-
-def number(value):
-    """Three significant digits."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def with_table(text, table):
@@ -103,11 +101,10 @@ def with_table(text, table):
     Raises:
         ParameterError: it has no such markers.
     """
-    begin, end = "<!-- bench -->", "<!-- end bench -->"
-    if begin not in text or end not in text:
-        raise ParameterError("README.md", begin, f"must be there, with {end} after it")
-    inside = f"{begin}\n{table}\n{end}"
-    return re.sub(f"{begin}.*?{end}", lambda _: inside, text, flags=re.S)
+    for marker in ("<!-- bench -->", "<!-- end bench -->"):
+        if marker not in text:
+            raise ParameterError("README.md", marker, "must be there: the table goes between both")
+    return between_markers(text, "bench", table)
 
 
 def main(arguments=None):
@@ -115,18 +112,17 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--readme", type=Path, default=records.ROOT / "README.md")
+    parser.add_argument("--readme", type=Path, default=paths.ROOT / "README.md")
     chosen = parser.parse_args(arguments)
     text = chosen.readme.read_text("utf-8")
     with_table(text, "")  # complains before anything is copied
-    publish(records.study_folder("benchmarks"), published())
-    grown = records.read(published() / "scaling-cpu.json")
+    publish(paths.study_folder("benchmarks"), published())
+    grown = records.load(published() / "scaling-cpu.json")
     if grown:
-        plots.save(scaling.draw(grown), records.ROOT / "figures" / "benchmarks", "scaling")
+        figure_files.save(scaling.draw(grown), paths.ROOT / "figures" / "benchmarks", "scaling")
     table = markdown(published())
-    part = chosen.readme.with_suffix(".part")
-    part.write_text(with_table(text, table), "utf-8")
-    part.replace(chosen.readme)
+    with atomic_path(chosen.readme) as part:
+        part.write_text(with_table(text, table), "utf-8")
     print(table)
 
 

@@ -1,35 +1,38 @@
 """What does a teacher cost?
 
-The same step without one, with one that reads each batch, and with what it says kept on disk. Kept
-are its last hidden states, from which its head makes all its logits again: exact, unlike the
-largest k of its probabilities, and of a size that is compared here.
+The same step without one, with one that reads each batch, and with its last hidden states cached,
+from which its head makes all its logits again: exact, unlike the largest k of its probabilities,
+and of a size that is compared here.
 """
 
 import tempfile
 
 import torch
 
-from benchmarks.side_by_side import SIZES, gpt2, in_turns, options, random_ids, ratio, row, write
-from prunegpt_utils.distillation import lesson
-from prunegpt_utils.models import count, frozen_copy, head
-from prunegpt_utils.training import Plan, batch_loss, choose_precision
+from benchmarks.side_by_side import SIZES, gpt2, options, random_ids, ratio, row, write
+from prunegpt_utils.config import TrainConfig
+from prunegpt_utils.distributed import choose_precision
+from prunegpt_utils.efficiency import time_in_turns
+from prunegpt_utils.losses import batch_loss
+from prunegpt_utils.modeling import count_parameters, frozen_copy, lm_head_weight
+from prunegpt_utils.teacher_cache import cached_hidden_states
 
 TOLERANCE = {"float32": 1e-5, "bf16": 1e-2}  # of loss and gradients, relative to the largest
 LARGEST = 64  # entries of a cut-off list, with an index of 2 bytes and a value of 2 bytes each
 
 
-def check(model, rows, plan, teacher, said):
-    """Loss and gradients with a kept lesson are those with a live teacher.
+def check(model, rows, config, teacher, cached):
+    """Loss and gradients with cached hidden states are those with a live teacher.
 
     Raises:
         AssertionError: they are not.
     """
     found = []
-    for known in (None, said):
-        loss = batch_loss(model, rows, plan, teacher, known)
+    for known in (None, cached):
+        loss = batch_loss(model, rows, config, teacher, known)
         found.append([loss.detach(), *torch.autograd.grad(loss, [*model.parameters()])])
     gap = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*found, strict=True))
-    assert gap <= TOLERANCE[plan.precision], f"loss or gradients differ by {gap}"
+    assert gap <= TOLERANCE[config.precision], f"loss or gradients differ by {gap}"
     return gap
 
 
@@ -39,37 +42,38 @@ def measure(size, turns, goals):
     precision = choose_precision()
     rows = random_ids(batch, block + 1, vocabulary=vocabulary)
     model, teacher = gpt2(size).train(), frozen_copy(gpt2(size, initializer_range=0.05))
-    plan = Plan(1, 1e-4, batch=batch, precision=precision, alpha=0.67, temperature=2.0)
+    config = TrainConfig(1, 1e-4, batch=batch, precision=precision, alpha=0.67, temperature=2.0)
     with tempfile.TemporaryDirectory() as folder:
-        said = lesson(teacher, rows, folder, precision).clone()
-    gap = check(model, rows, plan, teacher, said)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, fused=True)
+        cached = cached_hidden_states(teacher, rows, folder, precision).clone()
+    gap = check(model, rows, config, teacher, cached)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
 
-    def step(*taught_by):
-        batch_loss(model, rows, plan, *taught_by).backward()
+    def step(*teaching):
+        batch_loss(model, rows, config, *teaching).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    acts = {"without": step, "live": lambda: step(teacher), "kept": lambda: step(teacher, said)}
-    seconds = in_turns(acts, turns)
-    tokens, weights = batch * block, count(model)["prunable"] + head(model).numel()
+    acts = {"without": step, "live": lambda: step(teacher), "cached": lambda: step(teacher, cached)}
+    seconds = time_in_turns(acts, turns)
+    tokens, head = batch * block, lm_head_weight(model).numel()
+    weights = count_parameters(model)["prunable"] + head
     evidence = {
         "seconds": seconds, "largest_relative_difference": gap,
         "operations": {
             "without": 6 * weights * tokens, "live": 8 * weights * tokens,
-            "kept": (6 * weights + 2 * head(model).numel()) * tokens,
+            "cached": (6 * weights + 2 * head) * tokens,
         },
-        "bytes": {"kept, a token": said[0, 0].nbytes, f"largest {LARGEST}, a token": 4 * LARGEST},
+        "bytes_a_token": {"cached": cached[0, 0].nbytes, f"largest {LARGEST}": 4 * LARGEST},
     }  # fmt: skip
-    least = evidence["operations"]["kept"] / evidence["operations"]["without"]
+    least = evidence["operations"]["cached"] / evidence["operations"]["without"]
     what, above = f"step with a teacher, {size}, {precision}", "times the time"
     return [
         row(f"{what}, live", "no teacher", above, ratio(seconds, "live", "without"),
             goals and "<= 1.36", **evidence),
-        row(f"{what}, kept on disk", "no teacher", above, ratio(seconds, "kept", "without"),
+        row(f"{what}, cached", "no teacher", above, ratio(seconds, "cached", "without"),
             goals and "<= 1.08", least_by_operations=least),
-        row(f"{what}, kept on disk", f"its largest {LARGEST} chances", "times the bytes",
-            said[0, 0].nbytes / (4 * LARGEST)),
+        row(f"{what}, cached", f"its largest {LARGEST} chances", "times the bytes",
+            cached[0, 0].nbytes / (4 * LARGEST)),
     ]  # fmt: skip
 
 

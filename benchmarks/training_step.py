@@ -14,7 +14,6 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from benchmarks.side_by_side import (
     SIZES,
     gpt2,
-    in_turns,
     matrices,
     options,
     products,
@@ -23,32 +22,36 @@ from benchmarks.side_by_side import (
     row,
     write,
 )
-from prunegpt_utils.models import device
-from prunegpt_utils.training import Plan, batch_rows, choose_precision, train
+from prunegpt_utils.config import TrainConfig
+from prunegpt_utils.distributed import choose_precision, device
+from prunegpt_utils.efficiency import time_in_turns
+from prunegpt_utils.tokenization import batch_indices
+from prunegpt_utils.training import train
 
 # size -> (steps a turn, steps whose losses are compared, goals: Trainer, Trainer in bf16, peak)
 CASES = {"2M": (12, 20, ">= 1.3", ">= 1.15", ""), "124M": (3, 3, ">= 1.7", ">= 1.15", ">= 0.6")}
 TOLERANCE = 1e-3  # nats between the losses of equal steps, both in float32
 
 
-def ours(size, text, plan):
+def ours(size, text, config):
     """(loss of each evaluated step, seconds of each step) of this project's loop."""
     model = gpt2(size)
     times = _timed(model)
     with tempfile.TemporaryDirectory() as folder:
-        result = train(model, text, text[0], folder, plan, label="ours")
-    train_only = times[: plan.steps]  # evaluations come between, once a step when losses are asked
+        result = train(model, text, text[0], folder, config, label="ours")
+    train_only = times[: config.steps]  # evaluations follow, or come between if losses are asked
     return [line["loss"] for line in result["history"]], _gaps(train_only)
 
 
-def peer(size, text, plan, bf16=False):
+def peer(size, text, config, bf16=False):
     """The same of Trainer at its defaults."""
 
     class Fixed(Trainer):  # our order instead of its own
         def _get_train_sampler(self, *_):
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
-    rows = [line for k in range(plan.steps) for line in batch_rows(len(text), plan.batch, k, 0)]
+    steps, batch = range(config.steps), config.batch
+    rows = [line for k in steps for line in batch_indices(len(text), batch, k, 0)]
     labels = text.clone()
     labels[:, 0] = -100  # nothing predicts the first token, yet Trainer would divide by it
     data = [{"input_ids": text[line], "labels": labels[line]} for line in rows]
@@ -56,9 +59,9 @@ def peer(size, text, plan, bf16=False):
     times = _timed(model)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, max_steps=plan.steps, per_device_train_batch_size=plan.batch, bf16=bf16,
-            learning_rate=plan.lr, lr_scheduler_type="linear", adam_beta2=0.98, weight_decay=0.0,
-            max_grad_norm=plan.clip, logging_steps=1, save_strategy="no", report_to=[],
+            folder, max_steps=config.steps, per_device_train_batch_size=batch, bf16=bf16,
+            learning_rate=config.lr, lr_scheduler_type="linear", adam_beta2=0.98, weight_decay=0.0,
+            max_grad_norm=config.max_grad_norm, logging_steps=1, save_strategy="no", report_to=[],
             disable_tqdm=True, use_cpu=device().type == "cpu", dataloader_pin_memory=False,
         )  # fmt: skip
         trainer = Fixed(model, arguments, train_dataset=data)
@@ -84,8 +87,8 @@ def check(size, text, base, steps):
     Raises:
         AssertionError: it is beyond the tolerance.
     """
-    plan = Plan(steps, evaluations=steps, **base)
-    curves = [arm(size, text, plan)[0] for arm in (ours, peer)]
+    config = TrainConfig(steps, evaluations=steps, **base)
+    curves = [arm(size, text, config)[0] for arm in (ours, peer)]
     gap = max(abs(a - b) for a, b in zip(*curves, strict=True))
     assert gap <= TOLERANCE, f"the losses differ by {gap}"
     return gap
@@ -97,19 +100,19 @@ def measure(size, case, turns):
     *_, vocabulary, block, batch = SIZES[size]
     text = random_ids(256, block + 1, vocabulary=vocabulary)
     text[:, 1::2] = text[:, :1]  # half of it can be learnt
-    base = {"lr": 1e-4, "batch": batch, "warmup": 0.0, "decay": "linear"}
-    plan = Plan(steps, evaluations=1, precision=choose_precision(), **base)
+    base = {"lr": 1e-4, "batch": batch, "warmup": 0.0, "lr_schedule": "linear"}
+    config = TrainConfig(steps, evaluations=1, precision=choose_precision(), **base)
     gap = check(size, text, base, compared)
     seconds = {"ours": [], "Trainer, float32": [], "Trainer, bf16": [], "limit": []}
-    dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     limit, operations = products(matrices(size), batch * block, dtype)
     for _ in range(turns):
         for name in list(seconds)[:3]:
             arm = ours if name == "ours" else peer
             bf16 = {"bf16": True} if name == "Trainer, bf16" else {}
-            seconds[name] += arm(size, text, plan, **bf16)[1][1:]  # the first warms up
-        seconds["limit"] += in_turns({"limit": limit}, 1)["limit"]
-    what = f"step, {size}, {batch} x {block} tokens, {plan.precision}"
+            seconds[name] += arm(size, text, config, **bf16)[1][1:]  # the first warms up
+        seconds["limit"] += time_in_turns({"limit": limit}, 1)["limit"]
+    what = f"step, {size}, {batch} x {block} tokens, {config.precision}"
     evidence = {
         "seconds": seconds, "operations": operations, "largest_difference_of_losses": gap,
         "bytes": 28 * sum(i * o for i, o in matrices(size)),  # Adam reads 4 numbers, writes 3

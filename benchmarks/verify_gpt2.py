@@ -1,7 +1,7 @@
 """Measure the pretrained GPT-2 models under every protocol and compare with what others report.
 
 `make verify-gpt2` runs it. It needs `gpt2` and WikiText-2 in the hub's cache, or a network; larger
-models are measured where they are at hand. Exit code 1 if any value is off by more than 0.05.
+models are measured where they are cached. Exit code 1 if any value is off by more than 0.05.
 """
 
 import argparse
@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from prunegpt_utils import data, evaluation, models
-from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils.corpora import load_text
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.evaluation import perplexity
+from prunegpt_utils.hub import is_available
+from prunegpt_utils.modeling import load_model, load_tokenizer
+from prunegpt_utils.tokenization import tokenize
 
 # model, split, protocol, stride, metric, perplexity. The raw WikiText-2 text, windows of 1,024.
 # Sources: Hugging Face's guide on perplexity and its run_clm example, lm-eval, the GPT-2 cards.
@@ -39,16 +43,16 @@ def main():
     chosen = parser.parse_args()
     off, loaded = 0, {}
     with TemporaryDirectory() as cache:
-        corpus = data.load_text(chosen.data, cache)
+        corpus = load_text(chosen.data, cache)
         for name, split, protocol, stride, metric, wanted in REFERENCE:
-            if name != "gpt2" and not models.at_hand(name):
+            if name != "gpt2" and not is_available(name):
                 print(f"{name:<12} {split:<11} {protocol:<11} left out: no weights here")
                 continue
             if name not in loaded:  # one model in memory at a time
-                model, tokenizer = models.load_model(name), models.load_tokenizer(name)
-                loaded = {name: (model, data.tokenize(corpus, tokenizer, Path(cache)))}
+                model, tokenizer = load_model(name), load_tokenizer(name)
+                loaded = {name: (model, tokenize(corpus, tokenizer, Path(cache)))}
             model, tokens = loaded[name]
-            ours = evaluation.perplexity(model, tokens, split, 1024, protocol, stride, batch=4)
+            ours = perplexity(model, tokens, split, 1024, protocol, stride, batch=4)
             bad = abs(ours[metric] - wanted) > TOLERANCE
             off += bad
             verdict = "OFF" if bad else "agrees"

@@ -14,17 +14,12 @@ from safetensors.torch import save, save_file
 from torch.sparse import to_sparse_semi_structured
 from transformers import PreTrainedModel
 
-from prunegpt_utils.models import input_axes, layers, prunable
+from prunegpt_utils.modeling import input_axes, prunable_layers, prunable_weights
 
 
-def state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint; of tied ones the first."""
-    seen, tensors = set(), {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            tensors[name] = tensor.detach().cpu().contiguous()
-    return tensors
+def unique_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint, tied ones once: {name: tensor on the CPU}."""
+    return {name: w.detach().cpu().contiguous() for name, w in model.named_parameters()}
 
 
 def bitmask(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -35,22 +30,17 @@ def bitmask(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def from_bitmask(parts: dict[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
     """The matrix of `bitmask`, value for value."""
-    count = math.prod(shape)
-    kept = torch.from_numpy(np.unpackbits(parts["bits"].numpy(), count=count)).bool()
-    dense = torch.zeros(count, dtype=parts["values"].dtype)
-    dense[kept] = parts["values"]
-    return dense.view(shape)
+    kept = torch.from_numpy(np.unpackbits(parts["bits"].numpy(), count=math.prod(shape))).bool()
+    dense = torch.zeros(kept.shape, dtype=parts["values"].dtype)
+    return dense.masked_scatter_(kept, parts["values"]).view(shape)
 
 
 def csr(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     """A matrix in compressed sparse rows: where each row begins, the columns, the values."""
     sparse = tensor.to_sparse_csr()
     narrow = torch.int16 if tensor.shape[1] < 2**15 else torch.int32
-    return {
-        "rows": sparse.crow_indices().to(torch.int32),
-        "columns": sparse.col_indices().to(narrow),
-        "values": sparse.values(),
-    }
+    places = {"rows": sparse.crow_indices().int(), "columns": sparse.col_indices().to(narrow)}
+    return places | {"values": sparse.values()}
 
 
 def from_csr(parts: dict[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
@@ -63,15 +53,10 @@ ENCODINGS = {"bitmask": (bitmask, from_bitmask), "csr": (csr, from_csr)}
 
 
 def save_encoded(model: PreTrainedModel, path: Path, encoding: str) -> None:
-    """Write a model with its pruned matrices encoded.
-
-    Args:
-        model: causal language model.  path: of the safetensors file to write.
-        encoding: key of `ENCODINGS`.
-    """
+    """Write a safetensors file with the pruned matrices in an encoding, a key of `ENCODINGS`."""
     encode, _ = ENCODINGS[encoding]
-    pruned, tensors, shapes = prunable(model), {}, {}
-    for name, tensor in state(model).items():
+    pruned, tensors, shapes = prunable_weights(model), {}, {}
+    for name, tensor in unique_tensors(model).items():
         if name in pruned:
             tensors |= {f"{name}:{part}": value for part, value in encode(tensor).items()}
             shapes[name] = list(tensor.shape)
@@ -95,24 +80,21 @@ def load_encoded(path: Path, model: PreTrainedModel) -> None:
     model.tie_weights()
 
 
-def sizes(model: PreTrainedModel, folder: Path) -> dict[str, float]:
-    """Bytes of the whole checkpoint in each form, and the least that any could take.
+def encoded_sizes(model: PreTrainedModel, folder: Path) -> dict[str, float]:
+    """{form: bytes} of the whole checkpoint, written into an existing folder.
 
-    Args:
-        model: causal language model.  folder: an existing one to write into.
-
-    Returns:
-        {form: bytes}: `safetensors`, `safetensors, zlib`, `bitmask`, `csr`, `entropy bound`.
+    Forms: `safetensors`, `safetensors, zlib`, `bitmask`, `csr`; `entropy bound` is the least that
+    any could take.
     """
-    plain = save(state(model))
+    plain = save(unique_tensors(model))
     found = {"safetensors": len(plain), "safetensors, zlib": len(zlib.compress(plain, 6))}
     for encoding in ENCODINGS:
         path = Path(folder, f"{encoding}.safetensors")
         save_encoded(model, path, encoding)
         found[encoding] = path.stat().st_size
-    rest = sum(t.nbytes for name, t in state(model).items() if name not in prunable(model))
-    bound = sum(entropy_bound(weight) for weight in prunable(model).values())
-    return found | {"entropy bound": rest + math.ceil(bound)}
+    pruned = prunable_weights(model)
+    rest = sum(t.nbytes for name, t in unique_tensors(model).items() if name not in pruned)
+    return found | {"entropy bound": rest + math.ceil(sum(map(entropy_bound, pruned.values())))}
 
 
 def entropy_bound(weight: torch.Tensor) -> float:
@@ -144,18 +126,14 @@ class SparseLinear(torch.nn.Module):
             return y.view(*x.shape[:-1], -1)
         # and faster with rows of numbers that lie side by side in memory
         y = (self.matrix @ rows.T.contiguous()).T
-        y = y if bias is None else y + bias
-        return y.unflatten(0, x.shape[:-1])
+        return (y if bias is None else y + bias).unflatten(0, x.shape[:-1])
 
 
-def held_bytes(model: PreTrainedModel) -> int:
+def memory_bytes(model: PreTrainedModel) -> int:
     """Bytes of all weights in memory, those of a `SparseLinear` with their indices."""
-    total = sum(weight.nbytes for weight in model.parameters())
-    for layer in model.modules():
-        if isinstance(layer, SparseLinear):
-            m = layer.matrix
-            total += sum(t.nbytes for t in (m.crow_indices(), m.col_indices(), m.values()))
-    return total
+    matrices = [layer.matrix for layer in model.modules() if isinstance(layer, SparseLinear)]
+    parts = [part for m in matrices for part in (m.crow_indices(), m.col_indices(), m.values())]
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *parts))
 
 
 @torch.no_grad()
@@ -172,11 +150,8 @@ def two_four_copy(model: PreTrainedModel) -> PreTrainedModel:
     """The same model in half precision on an NVIDIA GPU that skips the zeros of its 2:4 matrices.
 
     The matrices are PyTorch's semi-structured tensors: the weights that are left, and two bits for
-    the place of each (Mishra et al. 2021, arXiv 2104.08378). The rest is a stock model.
-
-    Args:
-        model: whose block matrices have two zeros in every four weights along their inputs, as
-            `masks.prune` leaves them with the scope "2:4".
+    the place of each (Mishra et al. 2021, arXiv 2104.08378). The rest is a stock model. Of every
+    four weights along a matrix's inputs two must be zero, as `masks.prune` leaves them for "2:4".
 
     Raises:
         ValueError: without a GPU that has sparse tensor cores, or for a matrix that is not 2:4.
@@ -211,7 +186,7 @@ def _two_four_linear(weight, bias):
 def _with_layers(model, make):
     """Put make(weight (outputs, inputs), bias) in the place of each layer that can be pruned."""
     axes = input_axes(model)
-    for name, layer in layers(model).items():
+    for name, layer in prunable_layers(model).items():
         path, _, child = name.removesuffix(".weight").rpartition(".")
         weight = layer.weight.detach().movedim(axes[name], 1)
         bias = None if layer.bias is None else layer.bias.detach()

@@ -1,47 +1,26 @@
 """Perplexity under a named protocol: plain cross-entropy, whatever the training loss."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.stats import bootstrap
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunegpt_utils.data import JOINER, Tokens
-from prunegpt_utils.distillation import token_losses
-from prunegpt_utils.models import head, hidden_states, reading, write_on
-from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.losses import token_losses
+from prunegpt_utils.modeling import inference_mode, last_hidden_states, lm_head_weight
+from prunegpt_utils.protocols import PROTOCOLS, rolling_windows, text_windows
+from prunegpt_utils.tokenization import Tokens
+
+_RESAMPLED = 1_000_000  # numbers of the bootstrap that stand in memory at a time
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How text becomes windows.
-
-    Attributes:
-        layout: how documents become token sequences, see `data.Laid`.
-        overlap: tokens of a window that only give context to the first token it scores.
-        strided: the window moves by the stride; else by what it scores.
-        whole: an incomplete last window is dropped.
-        about: one line for readers.
-    """
-
-    layout: str
-    about: str
-    overlap: int = 0
-    strided: bool = False
-    whole: bool = False
-
-
-PROTOCOLS = {
-    "disjoint": Protocol("joined", "rows joined by a blank line, windows scored by themselves"),
-    "strided": Protocol("joined", "the same; the window moves on by the stride", strided=True),
-    "run_clm": Protocol("rows", "rows run together, whole windows of every 1,000 rows", whole=True),
-    "word-level": Protocol("pages", "de-tokenised pages, each after an end-of-text", overlap=1),
-}
-
-
-@dataclass(frozen=True)
-class Scored:
+class TokenLosses:
     """Negative log-likelihood of each scored token of a text, and how large the text is.
 
     Attributes:
@@ -56,18 +35,15 @@ class Scored:
 
 
 def perplexity(
-    model: PreTrainedModel, tokens: Tokens, split: str, block: int, protocol: str = "disjoint",
+    model: PreTrainedModel, tokens: Tokens, split: str, block_size: int, protocol: str = "disjoint",
     stride: int | None = None, batch: int = 32,
 ) -> dict:  # fmt: skip
-    """What `measures` makes of `scored_tokens`, which has the same arguments."""
-    return measures(scored_tokens(model, tokens, split, block, protocol, stride, batch))
+    """What `metrics` makes of `score_tokens`, which has the same arguments."""
+    return metrics(score_tokens(model, tokens, split, block_size, protocol, stride, batch))
 
 
-def measures(scored: Scored) -> dict:
+def metrics(scored: TokenLosses) -> dict:
     """What a record says of a scored text.
-
-    Args:
-        scored: Scored.
 
     Returns:
         dict: nll (mean, nats a token), tokens (scored), words and bytes (of the whole text),
@@ -77,85 +53,76 @@ def measures(scored: Scored) -> dict:
     nll = float(scored.losses.double().mean())
     total = nll * scored.tokens
     return {
-        "nll": nll,
-        "tokens": len(scored.losses),
-        "words": scored.words,
-        "bytes": scored.bytes,
-        "perplexity": _exp(nll),
-        "word_perplexity": _exp(total / scored.words),
+        "nll": nll, "tokens": len(scored.losses), "words": scored.words, "bytes": scored.bytes,
+        "perplexity": _exp(nll), "word_perplexity": _exp(total / scored.words),
         "bits_per_byte": total / scored.bytes / math.log(2),
-    }
+    }  # fmt: skip
 
 
-def scored_tokens(
-    model: PreTrainedModel, tokens: Tokens, split: str, block: int, protocol: str = "disjoint",
+def score_tokens(
+    model: PreTrainedModel, tokens: Tokens, split: str, block_size: int, protocol: str = "disjoint",
     stride: int | None = None, batch: int = 32,
-) -> Scored:  # fmt: skip
+) -> TokenLosses:  # fmt: skip
     """Score one split of a text.
 
     Args:
-        model: causal language model.
-        tokens: data.Tokens.  split: validation or test.  block: tokens the model reads at once.
-        protocol: a key of `PROTOCOLS`.
-
-            `disjoint`: the first token of every window goes unscored, the others have whatever
-            context their window holds. `strided`: each token once, with at least block - stride
-            tokens of context (the Hugging Face guide on perplexity). `run_clm`: what the example
-            script of that name reports: no separators, what is left over of every 1,000 rows is
-            dropped. `word-level`: as in the GPT-2 paper and in lm-eval: WikiText's artificial
-            spaces undone, every token of a page scored, charged to the words of the original.
+        split: validation or test.
+        block_size: tokens the model reads at once.  protocol: a key of `protocols.PROTOCOLS`.
         stride: step of the strided protocol, in tokens; None means half a block.
         batch: windows at a time; changes the speed alone.
-
-    Returns:
-        Scored.
 
     Raises:
         ParameterError: unknown split, stride out of range, or a text too short to score.
     """
-    rules = PROTOCOLS[protocol]
-    if split not in tokens.laid[rules.layout]:
-        allowed = f"must be one of {', '.join(tokens.laid[rules.layout])}"
-        raise ParameterError("split", split, allowed)
-    text = tokens.laid[rules.layout][split]
-    step = (stride or max(block // 2, 1)) if rules.strided else block
-    spans, offset = [], 0
-    for length in text.lengths:
-        usable = length // block * block if rules.whole else length
-        steps = slide(usable, block + rules.overlap, step)
-        spans += [(offset + begin, offset + end, first) for begin, end, first in steps]
-        offset += length
+    layouts = tokens.layouts[PROTOCOLS[protocol].layout]
+    if split not in layouts:
+        raise ParameterError("split", split, f"must be one of {', '.join(layouts)}")
+    text = layouts[split]
+    spans = text_windows(protocol, text.lengths, block_size, stride)
     losses = token_nll(model, text.ids, spans, batch)
     # end-of-text tokens that only give context are no part of the text
-    total = len(losses) if rules.overlap else text.tokens
-    return Scored(losses, total, text.words, text.bytes)
+    total = len(losses) if PROTOCOLS[protocol].overlap else text.tokens
+    return TokenLosses(losses, total, text.words, text.bytes)
 
 
 def paired_difference(
     first: torch.Tensor, second: torch.Tensor, window: int, draws: int = 10_000, seed: int = 0
 ) -> dict:
-    """Mean of first - second over the same text, with a 95 % interval.
+    """Mean of first - second over the same text, and low and high of its 95 % interval, in nats.
 
     The interval is the percentile bootstrap (Efron and Tibshirani 1993, chapter 13) over windows
     of neighbouring tokens, whose losses hang together: what the mean would be on other text of the
     same kind. It says nothing of other seeds.
 
     Args:
-        first, second: losses of `scored_tokens`, the same tokens under two models.
+        first, second: losses of `score_tokens`, the same tokens under two models.
         window: tokens that are drawn together; of a text shorter than eight such, an eighth.
         draws: resamples.  seed: of the resampling.
-
-    Returns:
-        dict: mean, low, high, in nats a token.
     """
     difference = (first - second).double()
     window = min(window, max(1, len(difference) // 8))
     whole = len(difference) // window * window
-    means = difference[:whole].view(-1, window).mean(1)
-    dice = torch.Generator().manual_seed(seed)
-    rows = torch.randint(len(means), (draws, len(means)), generator=dice)
-    low, high = means[rows].mean(1).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+    means = difference[:whole].view(-1, window).mean(1).numpy()
+    found = bootstrap(
+        (means,), np.mean, n_resamples=draws, method="percentile", rng=np.random.default_rng(seed),
+        batch=max(1, _RESAMPLED // len(means)),
+    )  # fmt: skip
+    low, high = map(float, found.confidence_interval)
     return {"mean": difference.mean().item(), "low": low, "high": high}
+
+
+@torch.no_grad()
+def generate_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int = 48
+) -> str:
+    """What follows `prompt`: at most `tokens`, each the likeliest, no run of three repeated."""
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
+    room = getattr(model.config, "max_position_embeddings", ids.shape[1] + tokens) - ids.shape[1]
+    written = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(tokens, room), use_cache=True,
+        do_sample=False, no_repeat_ngram_size=3, pad_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    return tokenizer.decode(written[0, ids.shape[1] :])
 
 
 PROMPTS = ("Return a list of", "This function is used to", "If the file does not exist,")
@@ -168,11 +135,8 @@ def sample(
     """What a reader can see of a model: what it writes, and where a text surprises it.
 
     Args:
-        model, tokenizer: as loaded.
-        ids: int64 tensor of shape (tokens,), of which a passage is read.
-        prompts: beginnings to continue, see `models.write_on`.
-        begin, length: where the passage begins and how many tokens it has, at most as many as the
-            model reads at once.
+        ids: int64, shape (tokens,), of which a passage is read.  prompts: see `generate_text`.
+        begin, length: of the passage, in tokens; at most as many as the model reads at once.
 
     Returns:
         dict: "written" {prompt: continuation}; "read" [[text of a token, its loss in nats], ...],
@@ -181,47 +145,12 @@ def sample(
     length = min(length, getattr(model.config, "max_position_embeddings", length))
     begin = min(begin, max(len(ids) - length, 0))
     passage = ids[begin : begin + length]
-    losses = token_nll(model, passage, slide(len(passage), length, length)).tolist()
+    losses = token_nll(model, passage, rolling_windows(len(passage), length, length)).tolist()
     texts = [tokenizer.decode([token]) for token in passage[1:].tolist()]
     return {
-        "written": {prompt: write_on(model, tokenizer, prompt, 32) for prompt in prompts},
+        "written": {prompt: generate_text(model, tokenizer, prompt, 32) for prompt in prompts},
         "read": [[text, round(loss, 3)] for text, loss in zip(texts, losses, strict=True)],
     }
-
-
-def protocol_record(protocol: str, block: int) -> dict:
-    """What a record says of how its perplexities were measured."""
-    joiner = JOINER if PROTOCOLS[protocol].layout == "joined" else ""
-    step = max(block // 2, 1) if PROTOCOLS[protocol].strided else block
-    return {"name": protocol, "block": block, "stride": step, "joiner": joiner}
-
-
-def slide(length: int, window: int, step: int) -> list[tuple[int, int, int]]:
-    """Windows over a sequence, each token but the first scored once.
-
-    Args:
-        length: of the sequence.  window, step: in tokens.
-
-    Returns:
-        list of (begin, end, first): tokens begin + first ... end - 1 are scored, given those
-        before them from `begin` on.
-
-    Raises:
-        ParameterError: the step leaves a gap.
-    """
-    if not 1 <= step <= window:
-        raise ParameterError("stride", step, f"must lie between 1 and the block length, {window}")
-    spans, scored = [], 1  # nothing comes before the first token
-    for begin in range(0, length, step):
-        end = min(begin + window, length)
-        # a window's own first token has no context in it
-        first = max(scored - begin, 1)
-        if first < end - begin:
-            spans.append((begin, end, first))
-        scored = end
-        if end == length:
-            break
-    return spans
 
 
 def token_nll(
@@ -230,10 +159,7 @@ def token_nll(
     """Negative log-likelihood of each scored token, in the order of the text.
 
     Args:
-        model: causal language model.
-        ids: int64 tensor of shape (tokens,).
-        spans: of `slide`.
-        batch: windows at a time.
+        ids: int64, shape (tokens,).  spans: see `rolling_windows`.  batch: windows at a time.
 
     Returns:
         float32 tensor of shape (scored tokens,), nats, on the CPU.
@@ -244,23 +170,20 @@ def token_nll(
     if not spans:
         raise ParameterError("data", f"{len(ids)} tokens", "is too little text to score")
     losses = []
-    with reading(model):
+    with inference_mode(model):
         for first, rows in _batches(spans, batch):
             windows = torch.stack([ids[begin:end] for begin, end in rows]).to(model.device)
-            hidden = hidden_states(model, windows[:, :-1])[:, first - 1 :]
-            losses.append(_nll(hidden.flatten(0, 1), head(model), windows[:, first:].flatten()))
+            hidden = last_hidden_states(model, windows[:, :-1])[:, first - 1 :].flatten(0, 1)
+            losses.append(_nll(hidden, lm_head_weight(model), windows[:, first:].flatten()))
     return torch.cat(losses)
 
 
 def _batches(spans, batch):
     """Consecutive windows of equal shape, at most `batch` of them: (first, [(begin, end), ...])."""
-    rows, shape = [], None
-    for begin, end, first in spans:
-        if rows and (len(rows) == batch or shape != (first, end - begin)):
-            yield shape[0], rows
-            rows = []
-        shape, rows = (first, end - begin), [*rows, (begin, end)]
-    yield shape[0], rows
+    for (first, _), same in itertools.groupby(spans, lambda span: (span[2], span[1] - span[0])):
+        rows = [(begin, end) for begin, end, _ in same]
+        for start in range(0, len(rows), batch):
+            yield first, rows[start : start + batch]
 
 
 def _nll(hidden, weight, labels, chunk=512):

@@ -1,11 +1,16 @@
-"""Models and data sets from the Hugging Face hub: from its cache first, at a known revision."""
+"""Models and data sets by name: in the package, on disk, in the hub's cache, or from the hub."""
 
 import contextlib
+import re
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils.errors import ParameterError, one_line
+
+BASE = Path(__file__).parent / "pydocs-base"  # the embedded pretrained model
+_WEIGHTS = "*.safetensors"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 # Commits that this study was written against. A cached copy of another one is used too; every
 # record says which it was.
@@ -17,16 +22,12 @@ REVISIONS = {
 
 
 def fetch(repository: str, kind: str, parameter: str, wanted: str, patterns: list[str]) -> Path:
-    """Folder with the files of a repository: the cached snapshot, else a download.
+    """Folder with the files of a repository, named by its commit: cached, else downloaded.
 
     Args:
         repository: id on the hub.  kind: model or dataset.
         parameter: name of the notebook parameter that asked, for the error.
-        wanted: glob of what must be there for a cached copy to count.
-        patterns: globs of what to download.
-
-    Returns:
-        Path of the snapshot; its name is the commit.
+        wanted: glob of what a cached copy must have to count.  patterns: of what to download.
 
     Raises:
         ParameterError: not cached and not to be had, within seconds.
@@ -50,21 +51,41 @@ def fetch(repository: str, kind: str, parameter: str, wanted: str, patterns: lis
         raise ParameterError(parameter, repository, allowed)
     try:
         found = snapshot_download(
-            repository,
-            repo_type=kind,
-            revision=REVISIONS.get(repository),
-            allow_patterns=patterns,
+            repository, repo_type=kind, revision=REVISIONS.get(repository), allow_patterns=patterns
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
-        allowed = f"is no {kind} that the hub lets us download: {reason}"
+        allowed = f"is no {kind} that the hub lets us download: {one_line(error)}"
         raise ParameterError(parameter, repository, allowed) from error
     return Path(found)
 
 
-def available(repository: str, kind: str, wanted: str) -> bool:
-    """Whether `fetch` has a chance: the files are cached, or the hub answers."""
-    return any(any(folder.glob(wanted)) for folder in _cached(repository, kind)) or _reachable()
+def locate(name: str | Path, parameter: str = "model") -> Path:
+    """Folder of a model: in the package, on disk, in the hub's cache, or downloaded from it.
+
+    Args:
+        name: `pydocs-base`, a folder written by `save_pretrained`, or a hub id.
+        parameter: name of the notebook parameter that asks, for the error.
+
+    Raises:
+        ParameterError: nothing by that name.
+    """
+    if name == BASE.name:
+        return BASE
+    if Path(name).is_dir():
+        if not Path(name, "config.json").exists():
+            raise ParameterError(parameter, str(name), "must hold a config.json and safetensors")
+        return Path(name)
+    if not _HUB_ID.fullmatch(str(name)):
+        allowed = f"must be {BASE.name}, a folder, or a hub id; there is no such folder"
+        raise ParameterError(parameter, str(name), allowed)
+    return fetch(str(name), "model", parameter, _WEIGHTS, ["*.json", "*.txt", _WEIGHTS])
+
+
+def is_available(name: str) -> bool:
+    """Whether `locate(name)` would find weights: here, in the hub's cache or on the hub."""
+    if name == BASE.name or Path(name).is_dir():
+        return True
+    return any(any(folder.glob(_WEIGHTS)) for folder in _cached(name, "model")) or _reachable()
 
 
 def _cached(repository, kind):
@@ -75,10 +96,8 @@ def _cached(repository, kind):
     folders = []
     for revision in dict.fromkeys((REVISIONS.get(repository), None)):
         with contextlib.suppress(LocalEntryNotFoundError, HFValidationError):
-            found = snapshot_download(
-                repository, repo_type=kind, revision=revision, local_files_only=True
-            )
-            folders.append(Path(found))
+            options = {"repo_type": kind, "revision": revision, "local_files_only": True}
+            folders.append(Path(snapshot_download(repository, **options)))
     return folders
 
 

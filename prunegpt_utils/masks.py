@@ -5,33 +5,30 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from prunegpt_utils.criteria import Facts, scores, sparsegpt
-from prunegpt_utils.models import input_axes, prunable
-from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils.calibration import CalibrationStats
+from prunegpt_utils.criteria import scores
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.modeling import input_axes, prunable_weights
+from prunegpt_utils.sparsegpt import sparsegpt
 
 
 def prune(
     model: PreTrainedModel, criterion: str, sparsity: float, scope: str,
-    facts: dict[str, Facts] | None = None, batches: Sequence[torch.Tensor] = (),
+    stats: dict[str, CalibrationStats] | None = None, batches: Sequence[torch.Tensor] = (),
 ) -> dict[str, torch.Tensor]:  # fmt: skip
-    """Set the weights that matter least to zero, in place.
+    """Set the weights that matter least to zero, in place; returns the masks, as `make_masks` does.
 
     Args:
-        model: causal language model.
-        criterion: key of `criteria.CRITERIA`. `sparsegpt` also mends what is left.
+        criterion: key of `criteria.CRITERIA`. `sparsegpt` also updates what is left.
         sparsity, scope: as for `make_masks`; for `sparsegpt`, `uniform` or a pattern.
-        facts: of `criteria.calibrate`.
-        batches: calibration text for `sparsegpt`.
-
-    Returns:
-        {name: bool tensor in the shape of the weight}, True = keep.
+        stats: of `calibration.calibrate`.  batches: calibration text for `sparsegpt`.
 
     Raises:
         ParameterError: sparsity or scope that cannot be had.
     """
     if criterion == "sparsegpt":
         return sparsegpt(model, batches, *_column_rule(sparsity, scope))
-    masks = make_masks(scores(model, criterion, facts), sparsity, scope, input_axes(model))
+    masks = make_masks(scores(model, criterion, stats), sparsity, scope, input_axes(model))
     apply_masks(model, masks)
     return masks
 
@@ -43,13 +40,12 @@ def make_masks(
     """Prune exactly round(sparsity * n) weights, those with the lowest scores.
 
     Args:
-        scored: {name: scores}.
-        sparsity: fraction to remove, in [0, 1).
+        scored: {name: scores}.  sparsity: fraction to remove, in [0, 1).
         scope: `global` ranks all matrices together, `uniform` prunes each by the same fraction,
             `per-row` each output of each matrix. `n:m`, such as `2:4`, leaves n of m neighbours
             along a matrix's inputs, which hardware can use (Mishra et al. 2021, arXiv
             2104.08378); at a lower sparsity, some of the way there.
-        axes: {name: dimension of the inputs}, for `per-row` and `n:m`; see `models.input_axes`.
+        axes: {name: dimension of the inputs}, for `per-row` and `n:m`; see `modeling.input_axes`.
 
     Returns:
         {name: bool tensor in the shape of the scores}, True = keep.
@@ -74,11 +70,11 @@ def _keep_pattern(scored, pattern, sparsity, axes):
     n, m = _pattern(pattern, sparsity)
     kept = {}
     for name, tensor in scored.items():
-        aside = tensor.movedim(axes[name], -1)
-        if aside.shape[-1] % m:
-            allowed = f"does not divide the {aside.shape[-1]} inputs of {name}"
+        rows = tensor.movedim(axes[name], -1)
+        if rows.shape[-1] % m:
+            allowed = f"does not divide the {rows.shape[-1]} inputs of {name}"
             raise ParameterError("scope", pattern, allowed)
-        kept[name] = aside.where(~_best(aside, n, m), torch.inf).movedim(-1, axes[name])
+        kept[name] = rows.where(~_best(rows, n, m), torch.inf).movedim(-1, axes[name])
     return kept
 
 
@@ -99,10 +95,9 @@ def _best(scored, n, m):
 
 def _each_row(scored, sparsity, axis):
     """Mask that prunes the same number of inputs of every output."""
-    aside = scored.movedim(axis, -1)
-    order = aside.argsort(dim=-1, stable=True)[..., : round(sparsity * aside.shape[-1])]
-    mask = torch.ones_like(aside, dtype=torch.bool).scatter(-1, order, False)
-    return mask.movedim(-1, axis)
+    rows = scored.movedim(axis, -1)
+    order = rows.argsort(dim=-1, stable=True)[..., : round(sparsity * rows.shape[-1])]
+    return torch.ones_like(rows, dtype=torch.bool).scatter(-1, order, False).movedim(-1, axis)
 
 
 def _column_rule(sparsity, scope):
@@ -149,49 +144,32 @@ def _kth_lowest(tensors, k):
     return flat[k - 1].clone()
 
 
-def cubic_sparsity(progress: float, start: float, final: float) -> float:
-    """Sparsity on the way (Zhu and Gupta 2017, arXiv 1710.01878, equation 1).
-
-    s = final + (start - final) * (1 - progress)^3: fast while weights are plenty, then slower.
-
-    Args:
-        progress: fraction of the pruning phase that is over, clipped to [0, 1].
-        start, final: sparsity at its beginning and end.
-    """
-    left = 1 - min(max(progress, 0.0), 1.0)
-    return final + (start - final) * left**3
-
-
 @torch.no_grad()
 def apply_masks(model: PreTrainedModel, masks: dict[str, torch.Tensor]) -> None:
     """Set the pruned weights to zero, in place."""
-    weights = prunable(model)
+    weights = prunable_weights(model)
     for name, mask in masks.items():
         # seen as numbers, for products with bools are not vectorised
         weights[name].mul_(mask.view(torch.uint8))
 
 
-def measure(model: PreTrainedModel) -> dict[str, float]:
+def measure_sparsity(model: PreTrainedModel) -> dict[str, float]:
     """Fractions of zeros, measured: {"prunable": of the block matrices, "model": of all}."""
-    zeros = sum(int((weight == 0).sum()) for weight in prunable(model).values())
-    every = sum(int((parameter == 0).sum()) for parameter in model.parameters())
-    size = sum(weight.numel() for weight in prunable(model).values())
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return {"prunable": zeros / size, "model": every / total}
+    groups = {"prunable": prunable_weights(model).values(), "model": list(model.parameters())}
+    zeros = {name: sum(int((w == 0).sum()) for w in group) for name, group in groups.items()}
+    return {name: zeros[name] / sum(w.numel() for w in group) for name, group in groups.items()}
 
 
-def rounding(model: PreTrainedModel, scope: str) -> float:
+def sparsity_tolerance(model: PreTrainedModel, scope: str) -> float:
     """How far from the sparsity asked for a cut may end: half a weight in each group it ranks."""
-    axes, weights = input_axes(model), prunable(model)
+    axes, weights = input_axes(model), prunable_weights(model)
     if scope == "per-row":
-        group = min(weight.shape[axes[name]] for name, weight in weights.items())
-    else:
-        sizes = [weight.numel() for weight in weights.values()]
-        group = min(sizes) if scope == "uniform" else sum(sizes)
-    return 0.5 / group
+        return 0.5 / min(weight.shape[axes[name]] for name, weight in weights.items())
+    sizes = [weight.numel() for weight in weights.values()]
+    return 0.5 / (min(sizes) if scope == "uniform" else sum(sizes))
 
 
-def by_matrix(model: PreTrainedModel) -> dict[str, float]:
+def sparsity_by_matrix(model: PreTrainedModel) -> dict[str, float]:
     """Sparsity of each prunable matrix: {name: percentage of zeros}."""
-    weights = prunable(model).items()
+    weights = prunable_weights(model).items()
     return {name: 100 * float((weight == 0).float().mean()) for name, weight in weights}

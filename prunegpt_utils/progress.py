@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+_FORM = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} steps, {elapsed} < {remaining}{postfix}"
+
 
 class _Line:
     """A file for tqdm that rewrites one output of the running notebook cell."""
@@ -16,29 +18,24 @@ class _Line:
         self.handle = display(self.show(""), raw=True, display_id=True)
 
     def write(self, text):
-        text = text.strip("\r\n ")
-        if text:
+        if text := text.strip("\r\n "):
             self.handle.update(self.show(text), raw=True)
 
     def flush(self):
         """Nothing is buffered."""
 
 
-class bar(tqdm):  # noqa: N801 - used like tqdm
+class ProgressBar(tqdm):
     """A progress bar over optimizer steps that also says loss and speed.
 
-    What it says also lies in the file `path`, if one is named, for other processes to read while
-    it runs.
+    It also stands in the file `path`, if one is named, for other processes to read meanwhile.
     """
 
     def __init__(self, total, label, path=None, initial=0, quiet=False):
         notebook = "ipykernel" in sys.modules and not sys.stderr.isatty()
-        form = (
-            "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} steps, {elapsed} < {remaining}{postfix}"
-        )
         self.tokens, self.path, self.written, self.began = 0, path, 0.0, time.monotonic()
         super().__init__(
-            total=total, desc=label, initial=initial, bar_format=form, mininterval=1.0,
+            total=total, desc=label, initial=initial, bar_format=_FORM, mininterval=1.0,
             file=_Line() if notebook and not quiet else sys.stderr, leave=notebook,
             dynamic_ncols=not notebook, disable=quiet or (False if notebook else None),
         )  # fmt: skip
@@ -49,8 +46,8 @@ class bar(tqdm):  # noqa: N801 - used like tqdm
             return
         self.tokens += tokens
         now = time.monotonic()
-        said = f"{self.tokens / max(now - self.began, 1e-9):,.0f} tokens/s"
-        self.set_postfix_str(said if loss is None else f"loss {loss:.3f}, {said}", refresh=False)
+        speed = f"{self.tokens / max(now - self.began, 1e-9):,.0f} tokens/s"
+        self.set_postfix_str(speed if loss is None else f"loss {loss:.3f}, {speed}", refresh=False)
         self.update()
         if self.path and now - self.written > 1:
             self.written = now

@@ -7,55 +7,50 @@ import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from prunegpt_utils.models import blocks, keep_heads
-from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.modeling import keep_heads, transformer_blocks
 
 IMPORTANCES = ("magnitude", "taylor", "random")
 
 
-def narrow(
-    model: PreTrainedModel, neurons: float = 0.0, heads: float = 0.0, importance: str = "taylor",
-    batches: Sequence[torch.Tensor] = (), loss: Callable | None = None,
+def prune_structured(
+    model: PreTrainedModel, neuron_sparsity: float = 0.0, head_sparsity: float = 0.0,
+    importance: str = "taylor", batches: Sequence[torch.Tensor] = (), loss: Callable | None = None,
 ) -> PreTrainedModel:  # fmt: skip
     """A smaller copy, without the least important neurons of each MLP and heads of each attention.
 
     Every block loses the same number, so that one number in the configuration describes them all.
     Neurons are chosen and removed by torch-pruning, with its group importances: `magnitude` is the
     norm of all weights that belong to a neuron, `taylor` the sum of |w g| over them (Molchanov et
-    al. 2019, arXiv 1906.10771). Heads are scored in the same ways.
+    al. 2019, arXiv 1906.10771). Heads are scored in the same ways. The copy is in eval mode.
 
     Args:
-        model: GPT-2; stays as it is.
-        neurons, heads: fractions to remove, in [0, 1). Neurons are rounded to a multiple of 8.
-        importance: one of `IMPORTANCES`.
-        batches, loss: list of batches, and a function of a model and a batch that returns a
-            scalar; for `taylor`.
-
-    Returns:
-        GPT-2 with fewer parameters, in eval mode.
+        model: GPT-2; stays as it is.  importance: one of `IMPORTANCES`.
+        neuron_sparsity, head_sparsity: fractions, in [0, 1); a multiple of 8 neurons stays.
+        batches, loss: for `taylor`; the loss is a function of a model and a batch, a scalar.
 
     Raises:
         ParameterError: another architecture, or nothing would be left.
     """
     small = copy.deepcopy(model).requires_grad_(True)
-    _, stack = blocks(small)
+    _, stack = transformer_blocks(small)
     if any(not isinstance(getattr(block.mlp, "c_fc", None), Conv1D) for block in stack):
         kind = type(model).__name__
         raise ParameterError("model", kind, "must be a GPT-2 to lose neurons or heads")
     if importance == "taylor":
         for rows in batches:
             loss(small, rows).backward()
-    if heads:
-        _drop_heads(small, stack, heads, importance)
-    if neurons:
+    if head_sparsity:
+        _drop_heads(small, stack, head_sparsity, importance)
+    if neuron_sparsity:
         for block in stack:
-            _narrow_mlp(block.mlp, neurons, importance)
+            _prune_neurons(block.mlp, neuron_sparsity, importance)
         small.config.n_inner = stack[0].mlp.c_fc.nf
     small.zero_grad(set_to_none=True)
     return small.eval()
 
 
-def _narrow_mlp(mlp, fraction, importance):
+def _prune_neurons(mlp, fraction, importance):
     """Remove neurons of one MLP: torch-pruning knows nn.Linear, so it sees the layers as that."""
     import torch_pruning as tp
 
@@ -78,12 +73,9 @@ def _drop_heads(model, stack, fraction, importance):
     total = stack[0].attn.num_heads
     kept = total - round(fraction * total)
     if not kept:
-        raise ParameterError("heads_gone", fraction, f"leaves none of {total} heads")
-    chosen = []
-    for block in stack:
-        scores = _head_scores(block.attn, importance)
-        chosen.append(scores.topk(kept).indices.sort().values.tolist())
-    keep_heads(model, chosen)
+        raise ParameterError("head_sparsity", fraction, f"leaves none of {total} heads")
+    scores = [_head_scores(block.attn, importance) for block in stack]
+    keep_heads(model, [each.topk(kept).indices.sort().values.tolist() for each in scores])
     model.config.heads_kept = kept
 
 
@@ -103,10 +95,7 @@ def _head_scores(attn, importance):
 def _linear(conv):
     """Conv1D as nn.Linear, gradients included."""
     linear = torch.nn.Linear(conv.nx, conv.nf, device=conv.weight.device)
-    linear.weight.data, linear.bias.data = (
-        conv.weight.detach().T.clone(),
-        conv.bias.detach().clone(),
-    )
+    linear.weight.data, linear.bias.data = conv.weight.data.T.clone(), conv.bias.data.clone()
     if conv.weight.grad is not None:
         linear.weight.grad, linear.bias.grad = conv.weight.grad.T.clone(), conv.bias.grad.clone()
     return linear
@@ -114,6 +103,5 @@ def _linear(conv):
 
 def _conv1d(linear):
     conv = Conv1D(linear.out_features, linear.in_features).to(linear.weight.device)
-    conv.weight.data = linear.weight.detach().T.contiguous()
-    conv.bias.data = linear.bias.detach().clone()
+    conv.weight.data, conv.bias.data = linear.weight.data.T.contiguous(), linear.bias.data.clone()
     return conv

@@ -1,6 +1,7 @@
 """What the tests share: a tiny GPT-2, random tokens, and a runs folder that vanishes."""
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -16,8 +17,8 @@ import torch
 import yaml
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from prunegpt_utils import models
-from prunegpt_utils.data import Laid
+from prunegpt_utils import modeling
+from prunegpt_utils.tokenization import Layout
 
 ROOT = Path(__file__).parent.parent
 WIKITEXT = ROOT.parent / "shared" / "data"  # beside the repository; tests that need it skip without
@@ -43,8 +44,8 @@ def tiny_gpt2(seed=0, vocabulary=97, block=32, dropout=0.0):
 
 def tokens_of(ids, words=100, size=400, layout="joined", lengths=None):
     """Tokens of one split, `test`, in one layout."""
-    laid = Laid(ids, lengths or [len(ids)], words, size)
-    return SimpleNamespace(ids={"test": ids}, laid={layout: {"test": laid}})
+    text = Layout(ids, lengths or [len(ids)], words, size)
+    return SimpleNamespace(ids={"test": ids}, layouts={layout: {"test": text}})
 
 
 @pytest.fixture
@@ -57,22 +58,41 @@ def ids():
     return torch.randint(0, 97, (1000,), generator=torch.Generator().manual_seed(1))
 
 
+def scored(perplexity=20.0):
+    """The metrics of one split, as a record holds them."""
+    sizes = {"tokens": 900, "words": 400, "bytes": 2000}
+    per_unit = {"word_perplexity": 1.0, "bits_per_byte": 1.0}
+    return sizes | per_unit | {"perplexity": perplexity, "nll": math.log(perplexity)}
+
+
+def measured(perplexity=20.0, sparsity=0.9):
+    """All that a notebook must measure to write a record."""
+    return {
+        "metrics": {split: scored(perplexity) for split in ("validation", "test")},
+        "sparsity": {"requested": sparsity, "prunable": sparsity, "model": sparsity / 2},
+        "model": {"name": "tiny", "parameters": 1000, "prunable": 800, "revision": None},
+        "data": {"name": "text", "train_tokens": 5000, "sha256": "ab" * 32},
+        "protocol": {"name": "disjoint", "block_size": 32, "stride": 32, "joiner": ""},
+        "training": {"steps": 5, "tokens": 10, "seconds": 1.0, "history": []},
+    }
+
+
 def cheap_study(runs):
     """Lay out a study of two runs that take seconds each; return its folder below `runs`.
 
     Its study file, text and model lie in that folder, so that nothing of the project changes.
     """
-    folder, dice = runs / "cheap", random.Random(0)
+    folder, rng = runs / "cheap", random.Random(0)
     folder.mkdir(parents=True)
     model = tiny_gpt2(vocabulary=2048, block=64)
-    models.save_model(model, models.load_tokenizer("pydocs-base"), folder / "tiny")
+    modeling.save_model(model, modeling.load_tokenizer("pydocs-base"), folder / "tiny")
     words = ["one", "two", "three", "four", "five", "six", "seven"]
-    documents = [" ".join(dice.choices(words, k=60)) for _ in range(120)]
+    documents = [" ".join(rng.choices(words, k=60)) for _ in range(120)]
     (folder / "text.txt").write_text("\n\n".join(documents), "utf-8")
     parameters = {"model": str(folder / "tiny"), "data": str(folder / "text.txt")}
     recipes = {"dense": {"steps": 60}, "control": {"steps": 60}}
     content = {
-        "study": "cheap", "parameters": parameters | {"block": 64, "batch": 2},
+        "study": "cheap", "parameters": parameters | {"block_size": 64, "batch": 2},
         "notebooks": {"01_baselines": recipes},
     }  # fmt: skip
     (folder / "study.yaml").write_text(yaml.safe_dump(content), "utf-8")

@@ -12,11 +12,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import ONE_THREAD, ROOT, tiny_gpt2
 
-from prunegpt_utils import records
-from prunegpt_utils.data import windows
-from prunegpt_utils.masks import measure
-from prunegpt_utils.parameters import ParameterError
-from prunegpt_utils.training import Plan, Pruning, train
+from prunegpt_utils.config import TrainConfig
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.masks import measure_sparsity
+from prunegpt_utils.runs import records
+from prunegpt_utils.schedules import PruningSchedule
+from prunegpt_utils.tokenization import windows
+from prunegpt_utils.training import train
 
 LAUNCH = [
     "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
@@ -30,28 +32,26 @@ import torch
 from accelerate import PartialState, notebook_launcher
 
 sys.path.insert(0, sys.argv[2])
-from prunegpt_utils import sharding, training
+from prunegpt_utils import training
 from test_accelerate import PLAN, TEACHER, trained
 
 def main():
-    folder, update = Path(sys.argv[1], "checkpoints"), training._Run.update
+    folder, update = Path(sys.argv[1], "checkpoints"), training.Trainer.update
 
     def dies(self, lr):
-        assert self.sharded == sharding.wanted() == (self.live is not self.model)
-        if self.step == 7:
+        if self.state.step == 7:
             raise InterruptedError
         update(self, lr)
 
-    training._Run.update = dies
+    training.Trainer.update = dies
     try:
         trained(folder, PLAN, TEACHER, save_every=0)
     except InterruptedError:
-        training._Run.update = update
+        training.Trainer.update = update
     model, result = trained(folder, PLAN, TEACHER)
     weights = b"".join(w.detach().numpy().tobytes() for w in model.state_dict().values())
     rank = PartialState().process_index
-    note = f"{hashlib.sha256(weights).hexdigest()} sharded: {sharding.wanted()}"
-    Path(sys.argv[1], f"rank-{rank}").write_text(note)
+    Path(sys.argv[1], f"rank-{rank}").write_text(hashlib.sha256(weights).hexdigest())
 
 if sys.argv[3:] == ["notebook"]:
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -60,9 +60,9 @@ if sys.argv[3:] == ["notebook"]:
 else:
     main()
 """
-PLAN = Plan(
-    12, 3e-3, batch=4, accumulate=2, evaluations=12, alpha=0.5, temperature=2.0,
-    pruning=Pruning(0.8, 0.4, criterion="fisher"),
+PLAN = TrainConfig(
+    12, 3e-3, batch=4, gradient_accumulation_steps=2, evaluations=12, alpha=0.5, temperature=2.0,
+    pruning=PruningSchedule(0.8, 0.4, criterion="fisher"),
 )  # fmt: skip
 TEACHER = 7
 
@@ -90,20 +90,13 @@ def alone(tmp_path_factory):
     return folder
 
 
-FULLY_SHARDED = ["--use_fsdp", "--fsdp_version", "2"]
-
-
-@pytest.mark.parametrize(
-    "launcher", ["accelerate launch", "accelerate launch --use_fsdp", "notebook_launcher"]
-)
+@pytest.mark.parametrize("launcher", ["accelerate launch", "notebook_launcher"])
 def test_two_processes_train_as_one(alone, tmp_path, launcher):
-    """Also if they are interrupted on the way; with `--use_fsdp` they share one model as well."""
+    """Also if they are interrupted on the way."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable]
-    if launcher.startswith("accelerate launch"):
-        command += [arg for arg in LAUNCH if "fsdp" not in launcher or arg != "--multi_gpu"]
-        command += FULLY_SHARDED if "fsdp" in launcher else []
+    command += LAUNCH if launcher == "accelerate launch" else []
     command += [script, tmp_path, ROOT / "tests"]
     if launcher == "notebook_launcher":
         command.append("notebook")
@@ -118,11 +111,16 @@ def test_two_processes_train_as_one(alone, tmp_path, launcher):
         assert [row[key] for row in two] == pytest.approx([row[key] for row in one], abs=1e-5)
     ranks = [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)]
     assert ranks[0] == ranks[1]  # the same weights, hence the same masks
-    assert ranks[0].endswith(f"sharded: {'fsdp' in launcher}")
+
+
+def test_a_launch_that_would_shard_the_model_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ParameterError, match="--use_fsdp: True is not supported; use --multi_gpu"):
+        trained(tmp_path, PLAN)
 
 
 def test_the_precision_of_an_earlier_trainer_does_not_leak_in(alone, tmp_path):
-    """Accelerate keeps one state a process; only the plan may say in what precision we train."""
+    """Accelerate keeps one state a process; only the configuration may say in what precision we train."""
     AcceleratorState._reset_state()
     Accelerator(cpu=True, mixed_precision="bf16")
     trained(tmp_path, PLAN, TEACHER)
@@ -131,7 +129,7 @@ def test_the_precision_of_an_earlier_trainer_does_not_leak_in(alone, tmp_path):
 
 def test_processes_must_share_a_batch_evenly(tmp_path, monkeypatch):
     three = SimpleNamespace(num_processes=3)
-    monkeypatch.setattr("prunegpt_utils.training.Accelerator", lambda **_: three)
+    monkeypatch.setattr("prunegpt_utils.distributed.Accelerator", lambda **_: three)
     with pytest.raises(ParameterError, match="batch: 4 must be a multiple of the 3 processes"):
         trained(tmp_path, PLAN)
 
@@ -139,7 +137,7 @@ def test_processes_must_share_a_batch_evenly(tmp_path, monkeypatch):
 def test_the_trained_model_is_what_was_written(tmp_path):
     model, _ = trained(tmp_path, PLAN, TEACHER)
     again, _ = trained(tmp_path, PLAN, TEACHER)
-    assert measure(model) == measure(again)
+    assert measure_sparsity(model) == measure_sparsity(again)
     for ours, theirs in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -153,7 +151,7 @@ def test_a_notebook_on_two_processes_writes_one_record(tmp_path):
         command = [
             sys.executable, *launch, "-m", "prunegpt_utils", "papermill",
             ROOT / "notebooks" / "01_baselines.ipynb", tmp_path / f"{name}.ipynb", "--kernel", "python3",
-            "-p", "start", "", "-p", "steps", "4", "-p", "study", "small", "-p", "batch", "2",
+            "-p", "init_from", "", "-p", "steps", "4", "-p", "study", "small", "-p", "batch", "2",
         ]  # fmt: skip
         environment = os.environ | ONE_THREAD | {"PRUNEGPT_RUNS": str(runs)}
         done = subprocess.run(

@@ -1,15 +1,17 @@
-"""Records that were damaged, edited, copied or lie are named; what is left to do is told."""
+"""Records that were damaged, edited, copied or lie are named, and what is left to do is listed."""
 
 import json
 import os
 import time
 
 import pytest
-from conftest import ROOT, tiny_gpt2
+from conftest import ROOT, measured, tiny_gpt2
 
 from prunegpt_utils import __main__ as commands
-from prunegpt_utils import audit, forecast, masks, plots, records, studies
-from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils import masks
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.report import study_graph
+from prunegpt_utils.runs import estimate, expansion, records, validation
 
 P = {"study": "smoke", "recipe": "gradual", "seed": 0, "sparsity": 0.9, "steps": 6, "batch": 2}
 
@@ -17,15 +19,8 @@ P = {"study": "smoke", "recipe": "gradual", "seed": 0, "sparsity": 0.9, "steps":
 def written(**changes):
     """A sound record, and where it lies."""
     run = records.open_run("02_pruning", P | changes)
-    scores = {
-        split: {"nll": 3.0, "perplexity": 20.1, "tokens": 5} for split in ("validation", "test")
-    }
-    record = records.write(
-        run, metrics=scores, sparsity={"requested": 0.9, "prunable": 0.9, "model": 0.6},
-        training={"steps": 6, "tokens": 768, "seconds": 3.0, "history": []},
-        model={"name": "pydocs-base", "parameters": 100, "prunable": 80},
-        data={"name": "pydocs"}, protocol={"name": "disjoint"},
-    )  # fmt: skip
+    training = {"steps": 6, "tokens": 768, "seconds": 3.0, "history": []}
+    record = records.write(run, **measured(20.1) | {"training": training})
     record["environment"]["dirty"] = False
     path = run.folder / "records" / f"{run.name}.json"
     records.put(path, record)
@@ -34,7 +29,7 @@ def written(**changes):
 
 def test_a_sound_record_has_no_problem():
     written()
-    assert list(audit.problems("smoke")) == []
+    assert list(validation.validate("smoke")) == []
 
 
 @pytest.mark.parametrize(
@@ -52,7 +47,7 @@ def test_edited_by_hand(edit, message):
     record = records.read(path)
     edit(record)
     path.write_text(json.dumps(record))
-    (problem,) = audit.problems("smoke")
+    (problem,) = validation.validate("smoke")
     assert problem.startswith(f"{path.name}: {message}")
 
 
@@ -71,7 +66,7 @@ def test_wrong_from_the_start(edit, message):
     record = records.read(path)
     edit(record)
     records.put(path, record)
-    (problem,) = audit.problems("smoke")
+    (problem,) = validation.validate("smoke")
     assert problem.startswith(f"{path.name}: {message}")
 
 
@@ -80,14 +75,14 @@ def test_a_perplexity_may_overflow():
     record = records.read(path)
     record["metrics"]["test"] |= {"nll": 800.0, "perplexity": "inf"}
     records.put(path, record)
-    assert list(audit.problems("smoke")) == []
+    assert list(validation.validate("smoke")) == []
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": 1', "[]", "null"])
 def test_damaged_files_are_named(text):
     path = written()
     path.write_text(text)
-    (problem,) = audit.problems("smoke")
+    (problem,) = validation.validate("smoke")
     assert problem.startswith(path.name)
 
 
@@ -95,7 +90,7 @@ def test_a_run_that_is_there_twice():
     path = written()
     copy = path.with_name("gradual-s90-seed7.json")
     copy.write_bytes(path.read_bytes())
-    assert [p for p in audit.problems("smoke") if "has the parameters of" in p]
+    assert [p for p in validation.validate("smoke") if "has the parameters of" in p]
 
 
 def test_a_checkpoint_of_another_sparsity():
@@ -103,7 +98,7 @@ def test_a_checkpoint_of_another_sparsity():
     model = tiny_gpt2()
     masks.prune(model, "magnitude", 0.5, "global")
     model.save_pretrained(path.parent.parent / "models" / path.stem)
-    (problem,) = audit.problems("smoke")
+    (problem,) = validation.validate("smoke")
     assert "says 90.000 % of zeros; its checkpoint has 50.000 %" in problem
 
 
@@ -112,25 +107,25 @@ def test_rerun_names_the_records_there_are():
     with pytest.raises(
         ParameterError, match="run: 'x' has no record in smoke; there are: gradual-s90"
     ):
-        audit.rerun("smoke", "x")
+        validation.rerun("smoke", "x")
 
 
-def test_forecast_counts_and_judges_by_what_was_measured(runs_folder):
-    first = forecast.forecast("smoke")
-    assert first["done"] == [] and set(first["todo"]) == set(studies.plan("smoke"))
+def test_an_estimate_counts_and_judges_by_what_was_measured(runs_folder):
+    first = estimate.estimate("smoke")
+    assert first["done"] == [] and set(first["todo"]) == set(expansion.plan("smoke"))
     path = written()
     record = records.read(path)
     record["seconds"] = 10.0  # of which 3 were training, over 768 tokens
     records.put(path, record)
-    again = forecast.forecast("smoke")
+    again = estimate.estimate("smoke")
     assert again["done"] == ["gradual-s90-seed0"]
-    p = studies.plan("smoke")["gradual-s90-seed0"].parameters
+    p = expansion.plan("smoke")["gradual-s90-seed0"].parameters
     mine = [records.read(path)]
-    assert forecast._seconds(mine, p) == pytest.approx(7 + 3 / 768 * 6 * 2 * p["block"])
-    assert forecast._seconds([], p) is None and forecast._seconds(mine, p | {"epochs": 3}) is None
+    assert estimate._seconds(mine, p) == pytest.approx(7 + 3 / 768 * 6 * 2 * p["block_size"])
+    assert estimate._seconds([], p) is None and estimate._seconds(mine, p | {"epochs": 3}) is None
 
 
-def test_status_tells_what_runs_and_what_failed(runs_folder, capsys):
+def test_status_lists_what_runs_and_what_failed(runs_folder, capsys):
     path = written()
     study = path.parent.parent
     busy = study / "checkpoints" / "dense-seed0" / "abc" / "progress.txt"
@@ -144,7 +139,7 @@ def test_status_tells_what_runs_and_what_failed(runs_folder, capsys):
     (study / "logs" / "gradual-s90-seed0.log").write_text("done")
     commands.main(["status", "smoke"])
     assert capsys.readouterr().out.splitlines() == [
-        f"smoke: 1 of {len(studies.plan('smoke'))} runs done",
+        f"smoke: 1 of {len(expansion.plan('smoke'))} runs done",
         "  running  dense-seed0: 40 % 4/10 steps",
         "  not done control-seed0: ParameterError: lr: 3 must be",
     ]
@@ -158,15 +153,15 @@ def test_check_results_exits_with_an_error(capsys):
 
 
 def test_the_graph_has_every_recipe():
-    plan = studies.plan("smoke")
-    figure = plots.study_graph(plan, {"dense-seed0"})
-    said = [text.get_text() for text in figure.axes[0].texts]
-    assert {text.split("\n")[0] for text in said} == {
+    plan = expansion.plan("smoke")
+    figure = study_graph.study_graph(plan, {"dense-seed0"})
+    labels = [text.get_text() for text in figure.axes[0].texts]
+    assert {text.split("\n")[0] for text in labels} == {
         run.parameters["recipe"] for run in plan.values()
     }
-    assert "dense\n1 of 1 done" in said
+    assert "dense\n1 of 1 done" in labels
 
 
 def test_published_records_have_no_problem():
     for folder in (ROOT / "results").iterdir():
-        assert list(audit.problems(folder.name)) == []
+        assert list(validation.validate(folder.name)) == []

@@ -1,12 +1,14 @@
-"""Study files that are wrong: each is told in one line with its place, before any work."""
+"""Study files that are wrong: each is one line with its place, before any work."""
 
 import time
 
 import pytest
+import yaml
 from conftest import ROOT
+from test_parameters import OLD_NAMES
 
-from prunegpt_utils import strict_yaml, studies
-from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.runs import expansion, study_files, yaml_files
 
 BOMB = "\n".join(
     ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
@@ -45,16 +47,31 @@ def test_a_file_that_is_no_plain_mapping(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_bytes(text)
     begin = time.process_time()
-    with pytest.raises(ParameterError, match=message) as told:
-        strict_yaml.read(path, "study")
-    assert "\n" not in str(told.value) and time.process_time() - begin < 5
+    with pytest.raises(ParameterError, match=message) as error:
+        yaml_files.read(path, "study")
+    assert "\n" not in str(error.value) and time.process_time() - begin < 5
 
 
 DENSE = {"01_baselines": {"dense": None}}
 
 
 def gradual(**entry):
-    return {"notebooks": DENSE | {"02_pruning": {"gradual": {"curve": ""} | entry}}}
+    return {"notebooks": DENSE | {"02_pruning": {"gradual": {"one_shot_run": ""} | entry}}}
+
+
+@pytest.fixture
+def mine(monkeypatch):
+    """A function that plans a study of some content, named `mine`."""
+    read = study_files._read
+
+    def plan(content):
+        replaced = {"study": {"study": "mine"} | content}
+        monkeypatch.setattr(
+            study_files, "_read", lambda kind, *rest: replaced.get(kind) or read(kind, *rest)
+        )
+        return expansion.plan("mine")
+
+    return plan
 
 
 @pytest.mark.parametrize(
@@ -92,7 +109,7 @@ def gradual(**entry):
         (gradual(steps=-5), "steps: -5 must be a whole number"),
         (gradual(scope="3:2"), "scope: '3:2' must be global"),
         (gradual(criterion="size"), "criterion: 'size' must be magnitude"),
-        (gradual(decay="sudden"), "decay: 'sudden' must be cosine or linear"),
+        (gradual(lr_schedule="sudden"), "lr_schedule: 'sudden' must be cosine or linear"),
         (gradual(recipe="a/b"), "recipe: 'a/b' must be letters"),
         (gradual(recipe=".."), "recipe: '..' must be letters"),
         (gradual(recipe="a b"), "recipe: 'a b' must be letters"),
@@ -102,26 +119,46 @@ def gradual(**entry):
         (gradual(study="../../elsewhere"), "study: '../../elsewhere' must be letters"),
     ],
 )  # fmt: skip
-def test_a_study_that_cannot_be(monkeypatch, change, message):
-    read = studies._read
-    content = {"study": "mine", "notebooks": DENSE} | change
-    monkeypatch.setattr(
-        studies, "_read", lambda kind, *rest: content if kind == "study" else read(kind, *rest)
-    )
-    with pytest.raises(ParameterError, match=message) as told:
-        studies.plan("mine")
-    assert str(told.value).startswith("studies/mine.yaml: ")
+def test_a_study_that_cannot_be(mine, change, message):
+    with pytest.raises(ParameterError, match=message) as error:
+        mine({"notebooks": DENSE} | change)
+    assert str(error.value).startswith("studies/mine.yaml: ")
 
 
-def test_all_mistakes_are_told_at_once(monkeypatch):
-    read = studies._read
-    content = {"study": "mine"} | gradual(sparsity=[90, 0.5, 2], lr=[0.001, 5])
-    monkeypatch.setattr(
-        studies, "_read", lambda kind, *rest: content if kind == "study" else read(kind, *rest)
-    )
-    with pytest.raises(ParameterError) as told:
-        studies.plan("mine")
-    lines = str(told.value).splitlines()
+@pytest.mark.parametrize(("old", "new"), OLD_NAMES.items())
+def test_an_old_parameter_in_a_study_file_is_one_line(mine, old, new):
+    for content in (gradual(**{old: 1}), {"notebooks": DENSE, "parameters": {old: 1}}):
+        with pytest.raises(ParameterError, match=f"{old}.* is called {new} now") as error:
+            mine(content)
+        assert "\n" not in str(error.value)
+
+
+RETRAINED = ["random", "magnitude", "first-order", "fisher", "wanda", "sparsegpt"]
+OLD_RECIPES = {f"retrained-{criterion}": "retrained" for criterion in RETRAINED} | {
+    f"taught-by-{teacher}": "gradual-distilled" for teacher in ("dense", "zero-shot", "xl")
+}
+
+
+@pytest.mark.parametrize(("old", "new"), OLD_RECIPES.items())
+def test_an_old_recipe_in_a_study_file_is_one_line(mine, old, new):
+    with pytest.raises(ParameterError, match=f"'{old}' is written as `{new}: .*` now") as error:
+        mine({"notebooks": {"02_pruning": {old: None}}})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("criterion", RETRAINED)
+def test_what_replaces_an_old_recipe_keeps_its_name(mine, criterion):
+    written = yaml.safe_load(study_files.RENAMED_RECIPES[f"retrained-{criterion}"])
+    plan = mine({"notebooks": DENSE | {"02_pruning": {"one-shot": None} | written}})
+    run = plan[f"retrained-{criterion}-s90-seed0"]
+    assert (run.base_recipe, run.axes) == ("retrained", {"criterion": criterion})
+    assert run.parameters["criterion"] == criterion
+
+
+def test_all_mistakes_are_listed_at_once(mine):
+    with pytest.raises(ParameterError) as error:
+        mine(gradual(sparsity=[90, 0.5, 2], lr=[0.001, 5]))
+    lines = str(error.value).splitlines()
     assert len(lines) == len(set(lines)) == 3  # 90, 2, and a learning rate of 5
     assert all(line.startswith("studies/mine.yaml: 02_pruning: gradual: ") for line in lines)
 
@@ -134,23 +171,17 @@ def test_a_study_that_does_not_exist(name):
         ParameterError,
         match=f"study: '{name}'".replace("$", r"\$").replace("(", r"\(").replace(")", r"\)"),
     ):
-        studies.plan(name)
+        expansion.plan(name)
 
 
-def test_a_thousand_runs_are_planned_in_seconds(monkeypatch):
-    read = studies._read
-    content = {"study": "mine"} | gradual(seed=list(range(50)), lr=[k / 1000 for k in range(1, 21)])
-    content["notebooks"] = {"01_baselines": {"dense": {"seed": list(range(50))}}} | {
-        "02_pruning": content["notebooks"]["02_pruning"]
-    }
-    monkeypatch.setattr(
-        studies, "_read", lambda kind, *rest: content if kind == "study" else read(kind, *rest)
-    )
+def test_a_thousand_runs_are_planned_in_seconds(mine):
+    content = gradual(seed=list(range(50)), lr=[k / 1000 for k in range(1, 21)])
+    content["notebooks"] |= {"01_baselines": {"dense": {"seed": list(range(50))}}}
     begin = time.process_time()  # not the time that others on this machine take
-    assert len(studies.plan("mine")) == 1050
+    assert len(mine(content)) == 1050
     assert time.process_time() - begin < 10
 
 
 def test_every_study_of_the_project_reads():
     for path in (ROOT / "studies").rglob("*.yaml"):
-        assert strict_yaml.read(path, "study")
+        assert yaml_files.read(path, "study")

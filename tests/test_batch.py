@@ -1,4 +1,4 @@
-"""Studies with other parameters, several at once, one start at a time, and what is told at the end."""
+"""Studies with other parameters, several at once, one start at a time, and what is shown at the end."""
 
 import subprocess
 import sys
@@ -6,33 +6,37 @@ import time
 
 import pytest
 import yaml
-from conftest import ROOT, cheap_study
+from conftest import ROOT, cheap_study, measured
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from test_bad_studies import OLD_RECIPES
+from test_parameters import OLD_NAMES
 
 from prunegpt_utils import __main__ as commands
-from prunegpt_utils import batch, locks, parameters, plots, records, strict_yaml, studies, tables
-from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils import files
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.report import frames, plots, tables
+from prunegpt_utils.runs import expansion, overrides, parameters, records, scheduler, yaml_files
 
 quick = settings(max_examples=60, deadline=None)
 HOLD = """
 import sys, time
 from pathlib import Path
-from prunegpt_utils.locks import held
-with held(Path(sys.argv[1])):
+from prunegpt_utils.files import acquire
+with acquire(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
 
 
 def steps(study):
-    return {name: run.parameters["steps"] for name, run in studies.plan(study).items()}
+    return {name: run.parameters["steps"] for name, run in expansion.plan(study).items()}
 
 
 def test_a_changed_study_has_a_file_and_a_name_of_its_own(runs_folder):
-    path = batch.derive("pydocs", "short", "steps=7 sparsity=0.5,0.95 gradual.lr=1e-3")
+    path = overrides.override("pydocs", "short", "steps=7 sparsity=0.5,0.95 gradual.lr=1e-3")
     assert path == runs_folder / "short" / "study.yaml"
-    plan = studies.plan("short")
+    plan = expansion.plan("short")
     assert plan["dense-seed0"].parameters["study"] == "short"
     assert {run.parameters["sparsity"] for run in plan.values() if run.notebook == "02_pruning"} == {
         0.5, 0.95,
@@ -46,15 +50,15 @@ def test_a_changed_study_has_a_file_and_a_name_of_its_own(runs_folder):
 
 
 def test_a_change_behind_a_recipe_switches_on():
-    batch.derive("pydocs", "on", "zero-shot.steps=5")
+    overrides.override("pydocs", "on", "zero-shot.steps=5")
     assert steps("on") == steps("pydocs") | {"zero-shot-seed0": 5}
 
 
 def test_the_same_changes_once_more_are_no_other_study():
-    first = batch.derive("pydocs", "short", "steps=7").read_bytes()
-    assert batch.derive("pydocs", "short", "steps=7").read_bytes() == first
+    first = overrides.override("pydocs", "short", "steps=7").read_bytes()
+    assert overrides.override("pydocs", "short", "steps=7").read_bytes() == first
     with pytest.raises(ParameterError, match="NEW: 'short' is the name of another study"):
-        batch.derive("pydocs", "short", "steps=8")
+        overrides.override("pydocs", "short", "steps=8")
     assert steps("short")["dense-seed0"] == 7
 
 
@@ -76,18 +80,33 @@ def test_the_same_changes_once_more_are_no_other_study():
     ],
 )
 def test_a_wrong_change_writes_nothing(runs_folder, name, changes, message):
-    with pytest.raises(ParameterError, match=message) as told:
-        batch.derive("pydocs", name, changes)
-    assert "\n" not in str(told.value) and not runs_folder.exists()
+    with pytest.raises(ParameterError, match=message) as error:
+        overrides.override("pydocs", name, changes)
+    assert "\n" not in str(error.value) and not runs_folder.exists()
+
+
+@pytest.mark.parametrize(("old", "new"), OLD_NAMES.items())
+def test_a_change_of_an_old_parameter_names_the_new_one(runs_folder, old, new):
+    for change in (f"{old}=1", f"dense.{old}=1"):
+        with pytest.raises(ParameterError, match=f"^{old}: '1' is called {new} now") as error:
+            overrides.override("pydocs", "mine", change)
+        assert "\n" not in str(error.value) and not runs_folder.exists()
+
+
+@pytest.mark.parametrize(("old", "new"), OLD_RECIPES.items())
+def test_a_change_behind_an_old_recipe_names_the_new_one(runs_folder, old, new):
+    with pytest.raises(ParameterError, match=f"^SET: '{old}.steps=3' .*`{new}: ") as error:
+        overrides.override("methods", "mine", f"{old}.steps=3")
+    assert "\n" not in str(error.value) and not runs_folder.exists()
 
 
 def test_an_axis_of_the_whole_study_stays_with_itself(runs_folder):
     """What a run stands on was made of the same model."""
-    batch.derive("pydocs", "two", "model=pydocs-base,some/folder-b seed=0,1")
-    plan = studies.plan("two")
-    assert len(plan) == 4 * len(studies.plan("pydocs"))
+    overrides.override("pydocs", "two", "model=pydocs-base,some/folder-b seed=0,1")
+    plan = expansion.plan("two")
+    assert len(plan) == 4 * len(expansion.plan("pydocs"))
     for run in plan.values():
-        for need in run.needs:
+        for need in run.depends_on:
             assert plan[need].parameters["model"] == run.parameters["model"]
             assert plan[need].parameters["seed"] == run.parameters["seed"]
     assert "gradual-distilled-folder-b-s90-seed1" in plan
@@ -95,20 +114,20 @@ def test_an_axis_of_the_whole_study_stays_with_itself(runs_folder):
 
 def test_two_studies_are_run_one_after_the_other(monkeypatch):
     done = []
-    monkeypatch.setattr(batch, "_wait", lambda command: done.append(command[-1]) or 0)
-    assert list(batch.run(["smoke", "pydocs"], [])) == [("smoke", 0), ("pydocs", 0)]
+    monkeypatch.setattr(scheduler, "_wait", lambda command: done.append(command[-1]) or 0)
+    assert list(scheduler.run(["smoke", "pydocs"], [])) == [("smoke", 0), ("pydocs", 0)]
     assert done == ["study=smoke", "study=pydocs"]
 
 
 def test_all_studies_are_checked_before_the_first_run(monkeypatch, runs_folder):
-    monkeypatch.setattr(batch, "_wait", lambda command: 1 / 0)
+    monkeypatch.setattr(scheduler, "_wait", lambda command: 1 / 0)
     with pytest.raises(ParameterError, match="study: 'nosuch' must be one of"):
-        list(batch.run(["smoke", "nosuch"], []))
+        list(scheduler.run(["smoke", "nosuch"], []))
     assert not runs_folder.exists()
 
 
-def test_a_second_start_is_told_who_runs(runs_folder, monkeypatch):
-    monkeypatch.setattr(batch, "_wait", lambda command: 0)
+def test_a_second_start_names_who_runs(runs_folder, monkeypatch):
+    monkeypatch.setattr(scheduler, "_wait", lambda command: 0)
     lock = runs_folder / "smoke" / ".lock"
     with subprocess.Popen([sys.executable, "-c", HOLD, lock, "60"], cwd=ROOT, stdout=-1) as other:
         other.stdout.readline()
@@ -116,22 +135,22 @@ def test_a_second_start_is_told_who_runs(runs_folder, monkeypatch):
             with pytest.raises(
                 ParameterError, match=f"'smoke' is being run by process {other.pid} on"
             ):
-                list(batch.run(["smoke"], [], resume=resume))
+                list(scheduler.run(["smoke"], [], resume=resume))
         other.kill()
-    assert list(batch.run(["smoke"], [])) == [("smoke", 0)]
+    assert list(scheduler.run(["smoke"], [])) == [("smoke", 0)]
 
 
 def test_what_a_killed_start_left_is_taken_over_only_when_asked(runs_folder, monkeypatch):
     done = []
-    monkeypatch.setattr(batch, "_wait", lambda command: done.append(command[-1]) or 0)
+    monkeypatch.setattr(scheduler, "_wait", lambda command: done.append(command[-1]) or 0)
     left = runs_folder / "smoke" / ".snakemake" / "locks" / "0.input.lock"
     left.parent.mkdir(parents=True)
     left.write_text("")
     with pytest.raises(
         ParameterError, match="study: 'smoke' was killed; `make resume STUDY=smoke`"
     ):
-        list(batch.run(["smoke"], []))
-    assert list(batch.run(["smoke"], [], resume=True)) == [("smoke", 0)]
+        list(scheduler.run(["smoke"], []))
+    assert list(scheduler.run(["smoke"], [], resume=True)) == [("smoke", 0)]
     assert done == ["--unlock", "study=smoke"]
 
 
@@ -140,12 +159,12 @@ def test_a_lock_is_waited_for(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLD, lock, "0.5"], cwd=ROOT, stdout=-1) as other:
         other.stdout.readline()
         begin = time.monotonic()
-        with locks.held(lock, wait=False) as holder:
+        with files.acquire(lock, wait=False) as holder:
             assert holder.startswith(f"process {other.pid} on ")
-        with locks.held(lock) as holder:
+        with files.acquire(lock) as holder:
             assert holder.startswith(f"process {other.pid} on ")
             assert time.monotonic() - begin > 0.2
-    with locks.held(lock) as holder:
+    with files.acquire(lock) as holder:
         assert holder == ""
 
 
@@ -154,7 +173,7 @@ def test_what_failed_is_listed_with_reason_and_place(runs_folder, capsys, monkey
     (folder / "logs").mkdir()
     log = folder / "logs" / "dense-seed0.log"
     log.write_text("Executing\nParameterError: lr: 3 must be\n\n")
-    monkeypatch.setattr(batch, "_wait", lambda command: 1)
+    monkeypatch.setattr(scheduler, "_wait", lambda command: 1)
     with pytest.raises(SystemExit) as left:
         commands.main(["study", "cheap", "0"])
     assert left.value.code == 1
@@ -165,28 +184,25 @@ def test_what_failed_is_listed_with_reason_and_place(runs_folder, capsys, monkey
         "cheap: 0 of 2 runs done, 1 failed; `make resume STUDY=cheap` goes on",
     ]
     log.write_text("Executing notebook")
-    assert batch.unfinished("cheap") == {
+    assert scheduler.unfinished("cheap") == {
         "dense-seed0": "was killed, or never began",
         "control-seed0": "",
     }
 
 
 def record_of(name, perplexity):
-    run = studies.plan("smoke")[name]
-    scores = {split: {"nll": 3.0, "perplexity": perplexity} for split in ("validation", "test")}
-    records.write(
-        records.open_run(run.notebook, run.parameters), metrics=scores,
-        sparsity={"requested": 0.0, "prunable": 0.0, "model": 0.0},
-        training={"steps": 4, "tokens": 512, "seconds": 3.0},
-    )  # fmt: skip
+    run = expansion.plan("smoke")[name]
+    training = {"steps": 4, "tokens": 512, "seconds": 3.0}
+    content = measured(perplexity, sparsity=0.0) | {"training": training}
+    records.write(records.open_run(run.notebook, run.parameters), **content)
 
 
 def test_table_and_figure_of_what_there_is_say_what_is_missing():
     for name in ("zero-shot-seed0", "dense-seed0"):  # no control to compare with
         record_of(name, 30.0)
         found, _ = records.read_study("smoke")
-        table = tables.frame(found, **studies.context("smoke"))
-        plots.perplexity_by_sparsity(table, tables.curve(found), "title")
+        table = frames.frame(found, **expansion.context("smoke"))
+        plots.perplexity_by_sparsity(table, frames.one_shot_curves(found), "title")
     shown = tables.plain(table)
     lines = {line.split("  ")[0]: line for line in shown.splitlines()}
     assert "missing" not in lines["fine-tuned"] and "30.00" in lines["fine-tuned"]
@@ -196,10 +212,10 @@ def test_table_and_figure_of_what_there_is_say_what_is_missing():
 
 
 def test_a_clock_set_back_gives_no_negative_time(monkeypatch):
-    run = records.open_run("01_baselines", studies.plan("smoke")["dense-seed0"].parameters)
+    run = records.open_run("01_baselines", expansion.plan("smoke")["dense-seed0"].parameters)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 86400)
-    assert 0 <= records.write(run)["seconds"] < 60
+    assert 0 <= records.write(run, **measured())["seconds"] < 60
 
 
 plain = some.none() | some.booleans() | some.integers() | some.floats() | some.text(max_size=9)
@@ -216,7 +232,7 @@ def test_any_bytes_are_a_mapping_or_one_line(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "mine.yaml"
     path.write_bytes(content)
     try:
-        assert isinstance(strict_yaml.read(path, "study"), dict)
+        assert isinstance(yaml_files.read(path, "study"), dict)
     except ParameterError as error:
         assert len(str(error).splitlines()) == 1
 
@@ -253,8 +269,8 @@ def test_any_study_file_is_planned_or_refused(tmp_path_factory, content):
         (runs / "mine").mkdir(parents=True, exist_ok=True)
         (runs / "mine" / "study.yaml").write_text(yaml.safe_dump(content), "utf-8")
         try:
-            for name, run in studies.plan("mine").items():
-                assert records.run_name(run.parameters) == name and set(name) <= ALLOWED
+            for name, run in expansion.plan("mine").items():
+                assert expansion.run_name(run.parameters) == name and set(name) <= ALLOWED
         except ParameterError as error:
             assert str(error)
         assert [path.name for path in runs.iterdir()] == ["mine"]

@@ -10,8 +10,8 @@ import torch
 from conftest import ROOT
 
 from benchmarks import global_threshold, mask_cost, perplexity, side_by_side, table
-from prunegpt_utils import records
-from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.runs import paths, records
 
 
 def record_of(name):
@@ -49,7 +49,7 @@ def test_help_names_the_question(name, capsys):
 def test_turns_alternate_and_do_not_count_the_warm_up():
     done = []
     acts = {name: (lambda name=name: done.append(name)) for name in "ab"}
-    seconds = side_by_side.in_turns(acts, 3, warm_up=1)
+    seconds = side_by_side.time_in_turns(acts, 3)
     assert done == ["a", "b"] * 4 and [len(times) for times in seconds.values()] == [3, 3]
 
 
@@ -100,7 +100,7 @@ def test_the_peak_memory_of_an_act_is_seen():
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A README with markers, and a record as `make bench` leaves it."""
-    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- bench -->\nan earlier table\n<!-- end bench -->\nafter\n")
     monkeypatch.setattr(
@@ -120,7 +120,8 @@ def test_the_table_comes_from_the_records(project, monkeypatch, capsys):
     link = "[step, 2M](benchmarks/results/training_step-cpu.json)"
     assert f"| {link} | Trainer | 1.23 times as fast | at least 1.3 | missed |" in text
     assert (
-        "| training step, H200 | | not run | | |" in text and "| mask cost, CPU | | not run" in text
+        "| training step, H200 |  | not run |  |  |" in text
+        and "| mask cost, CPU |  | not run" in text
     )
     assert "Run on cpu x, 2 threads, torch 1, transformers 2, at 0123456." in text
     assert text.startswith("before\n<!-- bench -->\n|") and text.endswith(
@@ -135,7 +136,7 @@ def test_the_table_comes_from_the_records(project, monkeypatch, capsys):
 def test_the_curves_are_drawn_in_the_order_of_their_numbers(project):
     powers = {x: [2.0 * x] for x in (20, 300, 1000)}  # as text, 1000 comes first
     rows = [side_by_side.row("a", "", "slope", 1.0, seconds=powers, axes=["x", "y"])] * 4
-    record = records.read(side_by_side.write("scaling", "how it grows", rows))
+    record = records.load(side_by_side.write("scaling", "how it grows", rows))
     panels = table.scaling.draw(record).axes
     assert [list(panel.lines[0].get_xdata()) for panel in panels] == [list(powers)] * 4
     table.main([])

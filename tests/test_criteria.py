@@ -3,12 +3,12 @@ import torch
 from conftest import tiny_gpt2
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prunegpt_utils import criteria, masks, models, training
-from prunegpt_utils.data import windows
-from prunegpt_utils.parameters import ParameterError
-from prunegpt_utils.training import Plan
+from prunegpt_utils import calibration, criteria, losses, masks, modeling, sparsegpt, tokenization
+from prunegpt_utils.config import TrainConfig
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.tokenization import windows
 
-PLAN = Plan(1, 1e-3, batch=2)
+PLAN = TrainConfig(1, 1e-3, batch=2)
 
 
 def tiny_llama():
@@ -23,27 +23,28 @@ def tiny_llama():
 MODELS = {"Conv1D": tiny_gpt2, "Linear": tiny_llama}
 
 
-def facts_of(model, ids, name, batches=3):
-    texts = training.calibration_batches(windows(ids, 16), PLAN, batches)
-    return criteria.calibrate(model, name, texts, lambda r: training.batch_loss(model, r, PLAN))
+def stats_of(model, ids, name, batches=3):
+    texts = calibration.calibration_batches(windows(ids, 16), 2, 0, batches)
+    needs = criteria.CRITERIA[name].needs
+    return calibration.calibrate(model, needs, texts, lambda r: losses.batch_loss(model, r, PLAN))
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_gradients_are_means_over_single_batches(ids, kind):
     model, text = MODELS[kind](), windows(ids, 16)
-    before = models.fingerprint(model)
-    ours = facts_of(model, ids, "fisher")
-    name, weight = next(iter(models.prunable(model).items()))
+    before = modeling.fingerprint(model)
+    ours = stats_of(model, ids, "fisher")
+    name, weight = next(iter(modeling.prunable_weights(model).items()))
     mean, square = torch.zeros_like(weight), torch.zeros_like(weight)
     for index in range(3):
-        rows = text[training.batch_rows(len(text), PLAN.batch, index, PLAN.seed)]
+        rows = text[tokenization.batch_indices(len(text), PLAN.batch, index, PLAN.seed)]
         loss = model(input_ids=rows[:, :-1]).logits.flatten(0, 1)
         loss = torch.nn.functional.cross_entropy(loss, rows[:, 1:].flatten())
         gradient = torch.autograd.grad(loss, weight)[0]
         mean, square = mean + gradient / 3, square + gradient**2 / 3
     torch.testing.assert_close(ours[name].gradient, mean, rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(ours[name].squared_gradient, square, rtol=1e-3, atol=1e-9)
-    assert models.fingerprint(model) == before and weight.grad is None
+    assert modeling.fingerprint(model) == before and weight.grad is None
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -53,10 +54,10 @@ def test_each_criterion_by_hand(axis):
     def turned(rows):
         return torch.tensor(rows) if axis else torch.tensor(rows).T
 
-    facts = criteria.Facts(axis, torch.Generator())
-    facts.gradient = turned([[1.0, -1.0], [0.5, 0.0]])
-    facts.squared_gradient = turned([[4.0, 1.0], [0.25, 0.0]])
-    facts.inputs = torch.tensor([9.0, 16.0])  # norms 3 and 4
+    stats = calibration.CalibrationStats(axis, torch.Generator())
+    stats.gradient = turned([[1.0, -1.0], [0.5, 0.0]])
+    stats.squared_gradient = turned([[4.0, 1.0], [0.25, 0.0]])
+    stats.squared_inputs = torch.tensor([9.0, 16.0])  # norms 3 and 4
     weight = turned([[1.0, -2.0], [3.0, 4.0]])
     for name, wanted in {
         "magnitude": [[1.0, 2.0], [3.0, 4.0]],
@@ -64,21 +65,21 @@ def test_each_criterion_by_hand(axis):
         "fisher": [[2.0, 2.0], [1.5, 0.0]],
         "wanda": [[3.0, 8.0], [9.0, 16.0]],
     }.items():
-        torch.testing.assert_close(criteria.CRITERIA[name].score(weight, facts), turned(wanted))
+        torch.testing.assert_close(criteria.CRITERIA[name].score(weight, stats), turned(wanted))
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_inputs_are_those_the_layers_get(ids, kind):
     model = MODELS[kind]()
-    name, layer = list(models.layers(model).items())[-1]
+    name, layer = list(modeling.prunable_layers(model).items())[-1]
     seen = []
     layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, 1)))
-    texts = training.calibration_batches(windows(ids, 16), PLAN, 3)
-    moments = criteria.input_moments(model, texts)[name]
+    texts = calibration.calibration_batches(windows(ids, 16), 2, 0, 3)
+    moments = calibration.input_moments(model, texts)[name]
     x = torch.cat(seen)
     torch.testing.assert_close(moments, x.T @ x / len(x))
     assert len(x) == 3 * PLAN.batch * 16
-    squares = facts_of(model, ids, "wanda")[name].inputs
+    squares = stats_of(model, ids, "wanda")[name].squared_inputs
     torch.testing.assert_close(squares, moments.diagonal())
 
 
@@ -91,9 +92,9 @@ def test_every_criterion_prunes_exactly(ids, kind, scope, name):
         with pytest.raises(ParameterError, match="must be uniform or a pattern"):
             masks.prune(model, name, 0.5, scope)
         return
-    texts = training.calibration_batches(windows(ids, 16), PLAN, 3)
-    kept = masks.prune(model, name, 0.5, scope, facts_of(model, ids, name), texts)
-    axes, weights = models.input_axes(model), models.prunable(model)
+    texts = calibration.calibration_batches(windows(ids, 16), 2, 0, 3)
+    kept = masks.prune(model, name, 0.5, scope, stats_of(model, ids, name), texts)
+    axes, weights = modeling.input_axes(model), modeling.prunable_weights(model)
     for key, mask in kept.items():
         aside = mask.movedim(axes[key], 1)  # (outputs, inputs)
         assert (weights[key][~mask] == 0).all()
@@ -118,7 +119,7 @@ def test_sparsegpt_mends_as_least_squares_would(columns):
     """Removing column after column, the later ones solve what is left directly, row by row."""
     weight, hessian = problem()
     rule, _ = masks._column_rule(0.5, "uniform")
-    ours, mask = criteria.mend(weight, hessian, rule, columns, damping=0.0)
+    ours, mask = sparsegpt.sparsify_weight(weight, hessian, rule, columns, damping=0.0)
     assert int((~mask).sum()) == weight.numel() // 2 and (ours[~mask] == 0).all()
     wanted = weight.double().clone()
     hessian = hessian.double()
@@ -134,7 +135,7 @@ def test_sparsegpt_mends_as_least_squares_would(columns):
 def test_sparsegpt_changes_the_outputs_less_than_a_plain_cut():
     weight, hessian = problem(outputs=24, inputs=64)
     rule, _ = masks._column_rule(0.5, "uniform")
-    ours, mask = criteria.mend(weight, hessian, rule)
+    ours, mask = sparsegpt.sparsify_weight(weight, hessian, rule)
 
     def error(other):
         gap = other - weight
@@ -147,7 +148,7 @@ def test_sparsegpt_leaves_inputs_that_never_come():
     weight, hessian = problem()
     hessian[3], hessian[:, 3] = 0, 0
     rule, _ = masks._column_rule(0.2, "uniform")
-    ours, _ = criteria.mend(weight, hessian, rule)
+    ours, _ = sparsegpt.sparsify_weight(weight, hessian, rule)
     assert ours.isfinite().all() and (ours[:, 3] == 0).all()
 
 
@@ -155,11 +156,11 @@ def test_a_criterion_of_ones_own(ids, monkeypatch):
     monkeypatch.setattr(criteria, "CRITERIA", dict(criteria.CRITERIA))
 
     @criteria.criterion("largest")
-    def largest(weight, facts):
+    def largest(weight, stats):
         return -weight.abs()
 
     model = tiny_gpt2()
     kept = masks.prune(model, "largest", 0.5, "uniform")
     for name, mask in kept.items():
-        dense = models.prunable(tiny_gpt2())[name].abs()
+        dense = modeling.prunable_weights(tiny_gpt2())[name].abs()
         assert dense[mask].max() <= dense[~mask].min()

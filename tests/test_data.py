@@ -6,33 +6,33 @@ import pytest
 import torch
 from conftest import WIKITEXT
 
-from prunegpt_utils import data, models
-from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils import corpora, modeling, tokenization
+from prunegpt_utils.errors import ParameterError
 
 STORY = [f"Document number {n} says that {n} times {n} is {n * n}." for n in range(300)]
 
 
 def test_split_is_stable_and_complete():
-    splits = data.split_documents(STORY)
+    splits = corpora.split_documents(STORY)
     assert sorted(text for texts in splits.values() for text in texts) == sorted(STORY)
     assert len(splits["train"]) > 200 and splits["validation"] and splits["test"]
-    fewer = data.split_documents(STORY[50:] + STORY[100:])  # others go, repeats come
+    fewer = corpora.split_documents(STORY[50:] + STORY[100:])  # others go, repeats come
     for split, documents in fewer.items():
         assert set(documents) <= set(splits[split])
         assert len(documents) == len(set(documents))
 
 
 def test_the_small_text_is_a_tenth_of_each_split(tmp_path):
-    whole, small = (data.load_text(name, tmp_path).splits for name in ("pydocs", "pydocs-small"))
-    assert all(small[split] == whole[split][::10] != [] for split in data.SPLITS)
+    whole, small = (corpora.load_text(name, tmp_path).splits for name in ("pydocs", "pydocs-small"))
+    assert all(small[split] == whole[split][::10] != [] for split in corpora.SPLITS)
 
 
 def test_pydocs_splits_share_no_document(tmp_path):
-    corpus = data.load_text("pydocs", tmp_path)
-    sets = [set(corpus.splits[split]) for split in data.SPLITS]
+    corpus = corpora.load_text("pydocs", tmp_path)
+    sets = [set(corpus.splits[split]) for split in corpora.SPLITS]
     assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
     assert sum(len(text) for text in corpus.splits["train"]) > 1_000_000
-    assert "list" in corpus.text("train") and data.load_text("pydocs", tmp_path) == corpus
+    assert "list" in corpus.text("train") and corpora.load_text("pydocs", tmp_path) == corpus
 
 
 def write(folder, kind):
@@ -50,14 +50,16 @@ def write(folder, kind):
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
 def test_a_file_or_its_folder_of_any_format(tmp_path, kind):
     file = write(tmp_path, kind)
-    assert data.load_text(str(file), tmp_path / "cache").splits == data.split_documents(STORY)
-    assert data.load_text(str(tmp_path), tmp_path / "cache").splits == data.split_documents(STORY)
+    assert corpora.load_text(str(file), tmp_path / "cache").splits == corpora.split_documents(STORY)
+    assert corpora.load_text(str(tmp_path), tmp_path / "cache").splits == corpora.split_documents(
+        STORY
+    )
 
 
 def test_named_files_are_the_splits(tmp_path):
     for name, text in (("train-0", "a b"), ("train-1", "c"), ("valid", "d"), ("test", "e f")):
         (tmp_path / f"{name}.txt").write_text(text, "utf-8")
-    splits = data.load_text(str(tmp_path), tmp_path / "cache").splits
+    splits = corpora.load_text(str(tmp_path), tmp_path / "cache").splits
     assert splits == {"train": ["a b", "c"], "validation": ["d"], "test": ["e f"]}
 
 
@@ -88,21 +90,21 @@ def test_wrong_text_is_one_line(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ParameterError, match=message) as caught:
-        data.load_text(str(tmp_path / name), tmp_path / "cache")
+        corpora.load_text(str(tmp_path / name), tmp_path / "cache")
     assert str(caught.value).startswith("data: ") and "\n" not in str(caught.value)
 
 
 def test_marks_and_line_ends_of_another_system_are_no_text(tmp_path):
     text = "\n\n".join(STORY)
     (tmp_path / "marked.txt").write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
-    assert data.load_text(str(tmp_path / "marked.txt"), tmp_path).splits == data.split_documents(
-        STORY
-    )
+    assert corpora.load_text(
+        str(tmp_path / "marked.txt"), tmp_path
+    ).splits == corpora.split_documents(STORY)
     lines = "\r\n".join(json.dumps({"text": t}) for t in STORY)
     (tmp_path / "marked.jsonl").write_bytes(lines.encode("utf-8-sig"))
-    assert data.load_text(str(tmp_path / "marked.jsonl"), tmp_path).splits == data.split_documents(
-        STORY
-    )
+    assert corpora.load_text(
+        str(tmp_path / "marked.jsonl"), tmp_path
+    ).splits == corpora.split_documents(STORY)
 
 
 SCRIPTS = [
@@ -122,19 +124,19 @@ def test_every_script_is_text_like_any_other(tmp_path, script):
     texts = [f"{script} {n}" for n in range(200)]
     lines = "\n".join(json.dumps({"text": t}, ensure_ascii=False) for t in texts)
     (tmp_path / "story.jsonl").write_text(lines, "utf-8")
-    corpus = data.load_text(str(tmp_path / "story.jsonl"), tmp_path)
-    assert corpus.splits == data.split_documents(texts)
-    tokenizer = models.load_tokenizer("pydocs-base")
-    tokens = data.tokenize(corpus, tokenizer, tmp_path)
+    corpus = corpora.load_text(str(tmp_path / "story.jsonl"), tmp_path)
+    assert corpus.splits == corpora.split_documents(texts)
+    tokenizer = modeling.load_tokenizer("pydocs-base")
+    tokens = tokenization.tokenize(corpus, tokenizer, tmp_path)
     decoded = tokenizer.decode(tokens.ids["test"], clean_up_tokenization_spaces=False)
     assert decoded == corpus.text("test")
 
 
 def test_tokens_are_lossless_counted_and_cached(tmp_path, monkeypatch):
-    tokenizer = models.load_tokenizer("pydocs-base")
-    corpus = data.corpus_of("story", data.split_documents(STORY))
-    tokens = data.tokenize(corpus, tokenizer, tmp_path)
-    for split in data.SPLITS:
+    tokenizer = modeling.load_tokenizer("pydocs-base")
+    corpus = corpora.corpus_of("story", corpora.split_documents(STORY))
+    tokens = tokenization.tokenize(corpus, tokenizer, tmp_path)
+    for split in corpora.SPLITS:
         text = corpus.text(split)
         assert tokenizer.decode(tokens.ids[split]) == text
         counts = {
@@ -143,19 +145,19 @@ def test_tokens_are_lossless_counted_and_cached(tmp_path, monkeypatch):
             "bytes": len(text.encode()),
         }
         assert tokens.counts[split] == counts
-    monkeypatch.setattr(data, "_encode", None)  # a second tokenisation would fail
-    again = data.tokenize(corpus, tokenizer, tmp_path)
-    assert all(torch.equal(tokens.ids[split], again.ids[split]) for split in data.SPLITS)
+    monkeypatch.setattr(tokenization, "_encode", None)  # a second tokenisation would fail
+    again = tokenization.tokenize(corpus, tokenizer, tmp_path)
+    assert all(torch.equal(tokens.ids[split], again.ids[split]) for split in corpora.SPLITS)
 
 
 def test_windows_predict_every_token_once(ids):
-    rows = data.windows(ids, 32)
+    rows = tokenization.windows(ids, 32)
     assert rows.shape == (31, 33)
     assert torch.equal(rows[:, 1:].flatten(), ids[1 : 31 * 32 + 1])
     with pytest.raises(
-        ParameterError, match="block: 1000 needs 1001 tokens for one window; the text has 1000"
+        ParameterError, match="block_size: 1000 needs 1001 tokens for one window; the text has 1000"
     ):
-        data.windows(ids, 1000)
+        tokenization.windows(ids, 1000)
 
 
 def test_overlap_finds_thirteen_words_in_a_row():
@@ -164,7 +166,7 @@ def test_overlap_finds_thirteen_words_in_a_row():
         "Before. Two, three four FIVE six seven eight nine ten eleven twelve thirteen fourteen!"
     )
     close = copied.replace("eight", "8")
-    assert data.overlap([close, copied, "", exam], [exam]) == [1, 3]
+    assert corpora.overlap([close, copied, "", exam], [exam]) == [1, 3]
 
 
 @pytest.mark.skipif(not WIKITEXT.exists(), reason="WikiText-2 is not on this machine")
@@ -176,10 +178,10 @@ def test_wikitext_2_has_its_known_number_of_tokens(tmp_path):
         vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt")
     )
     rows = pd.read_parquet(next((WIKITEXT / "wikitext-2-raw-v1").glob("test*")))["text"]
-    corpus = data.corpus_of(
+    corpus = corpora.corpus_of(
         "wikitext", {"train": ["a"], "validation": ["b"], "test": rows.tolist()}
     )
-    assert data.tokenize(corpus, tokenizer, tmp_path).counts["test"]["tokens"] == 287_644
+    assert tokenization.tokenize(corpus, tokenizer, tmp_path).counts["test"]["tokens"] == 287_644
 
 
 def awkward_text():
@@ -206,18 +208,18 @@ def awkward_text():
 
 @pytest.mark.parametrize("size", [1, 7, 100, 1 << 16])
 def test_a_text_in_pieces_gives_the_tokens_of_the_whole(size):
-    tokenizer, text = models.load_tokenizer("pydocs-base"), awkward_text()
-    pieces = data._pieces(text, tokenizer, size)
+    tokenizer, text = modeling.load_tokenizer("pydocs-base"), awkward_text()
+    pieces = tokenization._pieces(text, tokenizer, size)
     assert "".join(pieces) == text and (len(pieces) > 20) == (size <= 100)
-    ids = [i for piece in data._encode(pieces, tokenizer) for i in piece]
-    assert ids == data._encode([text], tokenizer)[0]
+    ids = [i for piece in tokenization._encode(pieces, tokenizer) for i in piece]
+    assert ids == tokenization._encode([text], tokenizer)[0]
 
 
 def test_other_tokenizers_get_the_text_whole():
     from tokenizers import pre_tokenizers
 
-    tokenizer = models.load_tokenizer("pydocs-base")
-    assert data._pieces("", tokenizer) == [""]
+    tokenizer = modeling.load_tokenizer("pydocs-base")
+    assert tokenization._pieces("", tokenizer) == [""]
     for rule in (pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=True)):
         tokenizer.backend_tokenizer.pre_tokenizer = rule
-        assert data._pieces("a b c d", tokenizer, 1) == ["a b c d"]
+        assert tokenization._pieces("a b c d", tokenizer, 1) == ["a b c d"]

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prunegpt_utils.distillation import mean_loss, state_loss, token_losses
+from prunegpt_utils.losses import hidden_mse, mean_loss, token_losses
 
 
 def logits_and_labels(batch=3, length=10, vocabulary=29):
@@ -70,6 +70,6 @@ def test_chunks_give_the_gradients_of_the_whole(alpha, chunk, reverse):
 
 def test_states_are_compared_relative_to_the_teachers_size():
     theirs = [torch.full((2, 3, 4), 2.0), torch.full((2, 3, 4), 100.0)]
-    assert state_loss(theirs, theirs) == 0
+    assert hidden_mse(theirs, theirs) == 0
     ours = [torch.full((2, 3, 4), 3.0), torch.full((2, 3, 4), 150.0)]  # each half as much again
-    assert float(state_loss(ours, theirs)) == pytest.approx(0.25)
+    assert float(hidden_mse(ours, theirs)) == pytest.approx(0.25)

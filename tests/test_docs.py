@@ -12,8 +12,10 @@ import pytest
 import yaml
 from conftest import ONE_THREAD, ROOT, small_text
 
-from prunegpt_utils import criteria, models, records, tables
-from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils import criteria, hub
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.report import frames, tables
+from prunegpt_utils.runs import records
 
 GUIDE = ROOT / "docs" / "bring-your-own.md"
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -22,7 +24,7 @@ SMALLER = {  # what the guide says -> what the tests run instead
     "    dense:": "    dense: {steps: 2}",
     "    control:": "    control: {steps: 2}",
     "sparsity: [0.5, 0.9]": "steps: 2, sparsity: [0.9]",
-    "-p block 64": "-p block 64 -p steps 2 -p batch 2 -p start '' -p curve ''",
+    "-p block_size 64": "-p block_size 64 -p steps 2 -p batch 2 -p init_from '' -p one_shot_run ''",
 }
 
 
@@ -33,8 +35,8 @@ def blocks(path, language):
 
 def smaller(text, data):
     """A block of the guide at the size of a test, with the reader's folders in `data`."""
-    for said, run in SMALLER.items():
-        text = text.replace(said, run)
+    for written, run in SMALLER.items():
+        text = text.replace(written, run)
     return text.replace("/data/", f"{data}/")
 
 
@@ -43,7 +45,7 @@ def mine(tmp_path_factory):
     """The reader's own text and model."""
     folder = tmp_path_factory.mktemp("data")
     small_text(folder / "letters")
-    shutil.copytree(models.BASE, folder / "my-model")
+    shutil.copytree(hub.BASE, folder / "my-model")
     return folder
 
 
@@ -60,10 +62,10 @@ def test_the_guide_s_python_runs(mine, tmp_path, monkeypatch, own_registry, caps
     for code in blocks(GUIDE, "python"):
         exec(compile(smaller(code, mine), str(GUIDE), "exec"), space)
     sys.modules.pop("my_criteria")
-    said = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[0] for line in said] == ["relative", "magnitude", "random"]
-    assert all(float(line[1]) == pytest.approx(0.5, abs=1e-3) for line in said)
-    assert len({line[2] for line in said}) == 3  # three rankings, three models
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in printed] == ["relative", "magnitude", "random"]
+    assert all(float(line[1]) == pytest.approx(0.5, abs=1e-3) for line in printed)
+    assert len({line[2] for line in printed}) == 3  # three rankings, three models
 
 
 def criterion_file():
@@ -76,13 +78,13 @@ def test_a_criterion_takes_less_than_twenty_lines():
 
 
 IMPORT = "from prunegpt_utils.criteria import criterion\n"
-MINE = IMPORT + "criterion('mine')(lambda weight, facts: weight.abs())"
+MINE = IMPORT + "criterion('mine')(lambda weight, stats: weight.abs())"
 
 
 def test_a_file_of_criteria_reaches_every_process(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     asks = (
-        "from prunegpt_utils import parameters, records\n"
+        "from prunegpt_utils.runs import parameters, records\n"
         "print(parameters.check('criterion', 'mine'), records.environment()['own_criteria'])"
     )
     environment = os.environ | {"PRUNEGPT_CRITERIA": str(tmp_path / "mine.py")}
@@ -94,7 +96,7 @@ def test_a_file_of_criteria_reaches_every_process(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         ("oh no", "mine.py' does not load: SyntaxError"),
         ("import nothing_there", "does not load: ModuleNotFoundError: No module named 'nothing"),
@@ -103,13 +105,13 @@ def test_a_file_of_criteria_reaches_every_process(tmp_path):
     ],
 )  # fmt: skip
 def test_a_file_of_criteria_that_is_wrong_is_one_line(
-    tmp_path, monkeypatch, own_registry, code, said
+    tmp_path, monkeypatch, own_registry, code, message
 ):
     (tmp_path / "mine.py").write_text(code)
     monkeypatch.setenv("PRUNEGPT_CRITERIA", str(tmp_path / "mine.py"))
     with pytest.raises(ParameterError) as error:
-        criteria._own()
-    assert said in str(error.value) and "\n" not in str(error.value)
+        criteria._load_own()
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("rule", [lambda w, f: w.abs().sum(0), lambda w, f: w / 0 * 0])
@@ -150,8 +152,8 @@ def test_the_guide_s_commands_run(mine, project, runs_folder):
         assert done.returncode == 0, done.stdout + done.stderr
     (file,) = (runs_folder / "try" / "records").glob("gradual-s80-seed0.json")
     assert list(records.read(file)["environment"]["own_criteria"]) == ["my_criteria.py"]
-    table = tables.plain(tables.frame(records.read_study("mine")[0]))
-    assert "gradual-relative" in table and "gradual-magnitude" in table
+    table = tables.plain(frames.frame(records.read_study("mine")[0]))
+    assert "gradual, relative" in table and "gradual, magnitude" in table
     assert (runs_folder / "mine/exports/gradual-relative-s90-seed0/README.md").exists()
 
 
@@ -171,7 +173,7 @@ def test_links_and_names_lead_somewhere(path):
 
 def test_messages_in_the_faq_are_those_of_the_code():
     """Each error that the FAQ explains, with … for what varies, is one that the code can say."""
-    code = " ".join(path.read_text("utf-8") for path in (ROOT / "prunegpt_utils").glob("*.py"))
+    code = " ".join(path.read_text("utf-8") for path in (ROOT / "prunegpt_utils").rglob("*.py"))
     code = re.sub(r'"\s+f?"', "", code)  # texts that go on in the next line
     quoted = re.findall(r"^\*\*`(\w+[\w ]*: ….+?)`", (ROOT / "docs/faq.md").read_text(), re.M)
     assert len(quoted) == 5

@@ -1,9 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 from transformers import GPT2Config
 
-from prunegpt_utils.efficiency import _Peak, predicted_memory, side_by_side, tracked_memory
-from prunegpt_utils.training import Plan
+from prunegpt_utils.config import TrainConfig
+from prunegpt_utils.efficiency import _Peak, predicted_memory, time_in_turns, tracked_memory
 
 SMALL = GPT2Config(vocab_size=4096, n_embd=256, n_layer=4, n_head=4, n_positions=256)
 
@@ -18,21 +20,21 @@ def test_peak_counts_what_lives_at_the_same_time():
 
 
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
-@pytest.mark.parametrize("taught", [True, False])
-def test_memory_is_as_predicted(precision, taught):
-    plan = Plan(1, 1e-3, batch=2, precision=precision, alpha=0.5)
-    predicted = sum(predicted_memory(SMALL, plan, 256, taught).values())
-    assert predicted == pytest.approx(tracked_memory(SMALL, plan, 256, taught), rel=0.25)
+@pytest.mark.parametrize("distilled", [True, False])
+def test_memory_is_as_predicted(precision, distilled):
+    plan = TrainConfig(1, 1e-3, batch=2, precision=precision, alpha=0.5)
+    predicted = sum(predicted_memory(SMALL, plan, 256, distilled).values())
+    assert predicted == pytest.approx(tracked_memory(SMALL, plan, 256, distilled), rel=0.25)
 
 
 def test_gpt2_fits_the_original_hardware():
     """124M, distilled and masked, one window of 1,024 tokens: far below 11 GB."""
-    plan = Plan(1, 1e-3, batch=1, precision="bf16", alpha=0.5)
+    plan = TrainConfig(1, 1e-3, batch=1, precision="bf16", alpha=0.5)
     assert tracked_memory(GPT2Config(), plan, 1024) < 6e9
 
 
-def test_side_by_side_takes_turns_and_medians(monkeypatch):
+def test_acts_take_turns_after_one_to_warm_up(monkeypatch):
     clock, order = iter(range(100)), []
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    found = side_by_side(order.append, {"a": 1, "b": 2}, 2)
-    assert order == [1, 2, 1, 2, 1, 2] and found == {"a": 1, "b": 1}
+    found = time_in_turns({"a": partial(order.append, 1), "b": partial(order.append, 2)}, 2)
+    assert order == [1, 2, 1, 2, 1, 2] and found == {"a": [1, 1], "b": [1, 1]}

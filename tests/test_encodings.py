@@ -12,7 +12,7 @@ from torch.sparse._semi_structured_conversions import (
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from prunegpt_utils import encodings, masks
-from prunegpt_utils.models import input_axes, prunable
+from prunegpt_utils.modeling import input_axes, prunable_weights
 
 
 @pytest.fixture(params=MODELS)
@@ -57,7 +57,7 @@ def test_bitmask_is_near_the_bound(dtype):
 
 
 def test_sizes_of_a_checkpoint(sparse, tmp_path):
-    found = encodings.sizes(sparse, tmp_path)
+    found = encodings.encoded_sizes(sparse, tmp_path)
     assert found["entropy bound"] < found["bitmask"] < found["safetensors"]
     assert found["safetensors, zlib"] < found["safetensors"]
 
@@ -89,7 +89,7 @@ def test_two_four_lies_where_the_hardware_wants_it(kind):
     model = AutoModelForCausalLM.from_config(WIDE[kind])
     masks.prune(model, "magnitude", 0.5, "2:4")
     axes = input_axes(model)
-    for name, weight in prunable(model).items():
+    for name, weight in prunable_weights(model).items():
         matrix = weight.detach().movedim(axes[name], 1).half().contiguous()
         encodings.check_two_four(matrix)
         packed, places = from_dense(matrix)

@@ -1,14 +1,16 @@
 import math
 import re
+import tracemalloc
 
+import numpy as np
 import pandas
 import pytest
 import torch
 from conftest import WIKITEXT, tiny_gpt2, tokens_of
 
-from prunegpt_utils import data, evaluation, models
+from prunegpt_utils import corpora, evaluation, modeling, tokenization
+from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.evaluation import perplexity
-from prunegpt_utils.parameters import ParameterError
 
 
 def naive(model, ids, block, stride):
@@ -90,10 +92,10 @@ def test_scoring_leaves_the_mode_alone(model, ids):
 
 def test_reading_neither_drops_out_nor_learns(model):
     model.train()
-    with models.reading(model):
+    with modeling.inference_mode(model):
         assert not model.training and not torch.is_grad_enabled()
         assert model.config._attn_implementation == "sdpa"
-    with pytest.raises(RuntimeError), models.reading(model):
+    with pytest.raises(RuntimeError), modeling.inference_mode(model):
         raise RuntimeError
     assert model.training and model.config._attn_implementation == "eager"
 
@@ -105,10 +107,15 @@ def wikitext(tmp_path_factory):
         pytest.skip("WikiText is not on this machine")
     file = next((WIKITEXT / "wikitext-2-raw-v1").glob("test*"))
     rows = pandas.read_parquet(file)["text"].tolist()[:1100]
-    corpus = data.corpus_of("wikitext", dict.fromkeys(data.SPLITS, rows))
-    tokenizer = models.load_tokenizer("pydocs-base")
+    corpus = corpora.corpus_of("wikitext", dict.fromkeys(corpora.SPLITS, rows))
+    tokenizer = modeling.load_tokenizer("pydocs-base")
     cache = tmp_path_factory.mktemp("cache")
-    return rows, tokenizer, data.tokenize(corpus, tokenizer, cache), tiny_gpt2(vocabulary=2048)
+    return (
+        rows,
+        tokenizer,
+        tokenization.tokenize(corpus, tokenizer, cache),
+        tiny_gpt2(vocabulary=2048),
+    )
 
 
 def window_nll(model, ids):
@@ -139,7 +146,9 @@ def test_word_level_scores_every_token_of_every_page(wikitext):
     originals = [text[a:b] for a, b in zip(titles, [*titles[1:], len(text)], strict=True)]
     total, words = 0.0, 0
     for page in originals:
-        ids = torch.tensor([tokenizer.eos_token_id, *tokenizer(data.natural(page))["input_ids"]])
+        ids = torch.tensor(
+            [tokenizer.eos_token_id, *tokenizer(tokenization.detokenize(page))["input_ids"]]
+        )
         for begin in range(0, len(ids) - 1, 32):
             # the model reads up to 32 tokens and predicts the next of each
             window = ids[begin : begin + 33]
@@ -148,7 +157,7 @@ def test_word_level_scores_every_token_of_every_page(wikitext):
             total -= log_p[range(len(window) - 1), window[1:]].sum().item()
         words += len(re.split(r"\s+", page))
     ours = perplexity(model, tokens, "test", 32, "word-level")
-    scored = sum(len(tokenizer(data.natural(page))["input_ids"]) for page in originals)
+    scored = sum(len(tokenizer(tokenization.detokenize(page))["input_ids"]) for page in originals)
     assert ours["tokens"] == scored and ours["nll"] == pytest.approx(total / scored, rel=1e-5)
     assert ours["word_perplexity"] == pytest.approx(math.exp(total / words), rel=1e-4)
 
@@ -167,7 +176,7 @@ def test_joined_protocols_on_real_text(wikitext, protocol):
 def test_natural_spacing():
     spaced = ' He paid 1 @,@ 000 @.@ 5 ( about half ) for Jones \'s well @-@ known " work " . \n'
     natural = ' He paid 1,000.5 (about half) for Jones\'s well-known "work".\n'
-    assert data.natural(spaced) == natural
+    assert tokenization.detokenize(spaced) == natural
 
 
 @pytest.mark.parametrize("stride", [0, 33])
@@ -189,7 +198,7 @@ def test_paired_interval_is_that_of_the_normal_approximation():
 
 
 def test_a_model_does_not_differ_from_itself(model, ids):
-    losses = evaluation.scored_tokens(model, tokens_of(ids), "test", 32).losses
+    losses = evaluation.score_tokens(model, tokens_of(ids), "test", 32).losses
     assert evaluation.paired_difference(losses, losses, 32) == {"mean": 0, "low": 0, "high": 0}
 
 
@@ -198,3 +207,26 @@ def test_a_text_shorter_than_a_window_still_has_an_interval():
     first, second = torch.rand(2, 100, generator=dice)
     found = evaluation.paired_difference(first, second, window=1024)
     assert found["low"] < found["mean"] < found["high"]
+
+
+def test_the_interval_is_that_of_a_bootstrap_over_windows():
+    generator = torch.Generator().manual_seed(5)
+    windows = torch.randn(250, 1, generator=generator)  # what the tokens of a window share
+    first = (windows + torch.randn(250, 16, generator=generator)).flatten()
+    second = torch.zeros_like(first)
+    found = evaluation.paired_difference(first, second, window=16, seed=1)
+    means = first.double().view(-1, 16).mean(1).numpy()
+    drawn = np.random.default_rng(7).choice(means, (10_000, len(means))).mean(1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    assert found["mean"] == pytest.approx(means.mean())
+    assert found["low"] == pytest.approx(low, abs=0.05 * (high - low))
+    assert found["high"] == pytest.approx(high, abs=0.05 * (high - low))
+
+
+def test_the_bootstrap_of_a_long_text_needs_little_memory():
+    losses = torch.rand(300_000, generator=torch.Generator().manual_seed(0))
+    tracemalloc.start()
+    evaluation.paired_difference(losses, losses / 2, window=16, draws=2000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6

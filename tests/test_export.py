@@ -7,12 +7,13 @@ import sys
 
 import pytest
 import torch
-from conftest import ONE_THREAD, tiny_gpt2
+from conftest import ONE_THREAD, scored, tiny_gpt2
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 from prunegpt_utils import __main__ as commands
-from prunegpt_utils import masks, models, records, structured
+from prunegpt_utils import masks, modeling, structured
+from prunegpt_utils.runs import records
 
 ALONE = "import sys; sys.modules['prunegpt_utils'] = None  # any import of it would fail\n"
 
@@ -24,17 +25,17 @@ def made(runs_folder):
     def make(model, recipe="gradual", **changes):
         p = {
             "study": "mine", "recipe": recipe, "seed": 3, "sparsity": 0.8, "model": "pydocs-base",
-            "data": "/secret/folder/letters", "start": "dense",
+            "data": "/secret/folder/letters", "init_from": "dense",
         }  # fmt: skip
         run = records.open_run("02_pruning", p | changes)
-        models.save_model(model, models.load_tokenizer("pydocs-base"), run.model)
-        scores = {"nll": 3.25, "perplexity": 25.79, "tokens": 5000, "bits_per_byte": 1.5}
+        modeling.save_model(model, modeling.load_tokenizer("pydocs-base"), run.model)
+        scores = scored(25.79) | {"nll": 3.25, "tokens": 5000}
         records.write(
             run, metrics={"validation": scores, "test": scores | {"perplexity": "inf"}},
-            sparsity={"requested": 0.8, **masks.measure(model)},
-            model=models.describe("pydocs-base", "pydocs-base", model),
+            sparsity={"requested": 0.8, **masks.measure_sparsity(model)},
+            model=modeling.describe("pydocs-base", "pydocs-base", model),
             data={"name": "letters", "revision": None, "sha256": 64 * "a", "train_tokens": 9},
-            protocol={"name": "disjoint", "block": 32, "stride": 32, "joiner": ""},
+            protocol={"name": "disjoint", "block_size": 32, "stride": 32, "joiner": ""},
             training={"steps": 40, "tokens": 2560, "seconds": 1.0},
             sample={"written": {"One <b>": " two\nthree"}, "read": []},
         )  # fmt: skip
@@ -51,7 +52,7 @@ def sparse():
 
 
 def test_plain_transformers_generate_from_it(made, sparse, runs_folder, capsys):
-    """The card's own code, in a Python that has never heard of this project."""
+    """The card's own code, in a Python that cannot import this project."""
     commands.main(["export", made(sparse)])
     folder = runs_folder / "mine" / "exports" / "gradual-s80-seed3"
     assert capsys.readouterr().out.strip() == str(folder)
@@ -75,8 +76,8 @@ def test_plain_transformers_generate_from_it(made, sparse, runs_folder, capsys):
 def test_every_zero_is_in_the_file(made, sparse, runs_folder):
     commands.main(["export", made(sparse)])
     again = AutoModelForCausalLM.from_pretrained(runs_folder / "mine/exports/gradual-s80-seed3")
-    assert masks.measure(again) == masks.measure(sparse)
-    assert models.fingerprint(again) == models.fingerprint(sparse)
+    assert masks.measure_sparsity(again) == masks.measure_sparsity(sparse)
+    assert modeling.fingerprint(again) == modeling.fingerprint(sparse)
     assert again.config.use_cache and again.generation_config.use_cache
 
 
@@ -88,7 +89,7 @@ def test_the_card_says_what_record_and_file_say(made, sparse, runs_folder):
     }
     assert found["perplexity", "validation"].metric_value == 25.79
     assert found["perplexity", "test"].metric_value == "inf"
-    measured = masks.measure(sparse)
+    measured = masks.measure_sparsity(sparse)
     zeros = [r.metric_value for r in card.data.eval_results if r.metric_type == "sparsity"]
     assert zeros == [measured["prunable"], measured["model"]]
     assert {result.dataset_name for result in found.values()} == {"letters"}
@@ -103,10 +104,12 @@ def test_the_card_says_what_record_and_file_say(made, sparse, runs_folder):
 
 
 def test_a_narrow_model_says_what_was_removed(made, runs_folder):
-    model = structured.narrow(tiny_gpt2(vocabulary=2048), neurons=0.5, importance="magnitude")
+    model = structured.prune_structured(
+        tiny_gpt2(vocabulary=2048), neuron_sparsity=0.5, importance="magnitude"
+    )
     name = made(model, "narrow", sparsity=0.0)
     path = runs_folder / "mine" / "records" / "narrow-seed3.json"
-    records.put(path, records.read(path) | {"removed": 0.333})
+    records.put(path, records.read(path) | {"removed_share": 0.333})
     commands.main(["export", name])
     folder = runs_folder / "mine/exports/narrow-seed3"
     assert "**33.3 % of the weights were removed**" in (folder / "README.md").read_text("utf-8")
@@ -116,7 +119,9 @@ def test_a_narrow_model_says_what_was_removed(made, runs_folder):
 
 
 def test_fewer_heads_are_refused(made, runs_folder, capsys):
-    model = structured.narrow(tiny_gpt2(vocabulary=2048), heads=0.5, importance="magnitude")
+    model = structured.prune_structured(
+        tiny_gpt2(vocabulary=2048), head_sparsity=0.5, importance="magnitude"
+    )
     with pytest.raises(SystemExit) as left:
         commands.main(["export", made(model, "narrow")])
     assert left.value.code.startswith("error: RUN: 'narrow-s80-seed3' does not load in plain")

@@ -6,8 +6,9 @@ import transformers
 from conftest import ROOT, papermill
 from transformers import AutoModelForCausalLM
 
-from prunegpt_utils import models, records
-from prunegpt_utils.data import SPLITS
+from prunegpt_utils import modeling
+from prunegpt_utils.corpora import SPLITS
+from prunegpt_utils.runs import records
 
 SMALL = {"vocab_size": 2048, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 FAMILIES = {  # name -> (configuration, matrices a block)
@@ -26,13 +27,13 @@ def family(request, tmp_path):
     torch.manual_seed(0)
     folder = tmp_path / request.param
     model = getattr(transformers, f"{request.param}ForCausalLM")(config)
-    models.save_model(model, models.load_tokenizer("pydocs-base"), folder)
+    modeling.save_model(model, modeling.load_tokenizer("pydocs-base"), folder)
     return folder, 2 * matrices
 
 
 def test_the_block_matrices_are_found(family):
     folder, matrices = family
-    weights = models.prunable(models.load_model(folder))
+    weights = modeling.prunable_weights(modeling.load_model(folder))
     assert len(weights) == matrices
     assert all(weight.ndim == 2 for weight in weights.values())
 
@@ -46,7 +47,7 @@ def test_fine_tuned_pruned_and_distilled(family, tmp_path):
     for number, split in enumerate(SPLITS, 1):
         (texts / f"{split}.txt").write_text(prose.replace("the", f"the {number}"), "utf-8")
     parameters = {
-        "study": "other", "model": str(folder), "data": str(texts), "steps": 2, "batch": 2, "block": 64,
+        "study": "other", "model": str(folder), "data": str(texts), "steps": 2, "batch": 2, "block_size": 64,
     }  # fmt: skip
     done = papermill("03_distillation", tmp_path, parameters)
     assert done.returncode == 0, done.stderr[-2000:]

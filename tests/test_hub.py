@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import tiny_gpt2
 
-from prunegpt_utils import data, hub, models
-from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils import corpora, hub, modeling, tokenization
+from prunegpt_utils.errors import ParameterError
 
 ROWS = [" = A title = \n", "", " The text , of row one . \n", "", " = = Section = = \n", ""]
 
@@ -38,7 +38,7 @@ def cache(tmp_path, monkeypatch):
 def fill_wikitext(cache, revision="a" * 40, rows=ROWS, configuration="wikitext-2-raw-v1"):
     folder = snapshot(cache, "dataset", "Salesforce/wikitext", revision) / configuration
     folder.mkdir()
-    for n, split in enumerate(data.SPLITS):
+    for n, split in enumerate(corpora.SPLITS):
         file = folder / f"{split}-00000-of-00001.parquet"
         pd.DataFrame({"text": [*rows, f" Split {n} . \n"]}).to_parquet(file)
 
@@ -46,9 +46,9 @@ def fill_wikitext(cache, revision="a" * 40, rows=ROWS, configuration="wikitext-2
 def test_a_model_in_the_cache_loads_by_its_id(cache):
     folder = snapshot(cache, "model", "gpt2", "b" * 40)
     tiny_gpt2().to(torch.float16).save_pretrained(folder)
-    model = models.load_model("gpt2")
+    model = modeling.load_model("gpt2")
     assert model.dtype == torch.float32
-    assert models.describe("gpt2", "gpt2", model)["revision"] == "b" * 40
+    assert modeling.describe("gpt2", "gpt2", model)["revision"] == "b" * 40
 
 
 def test_the_pinned_revision_is_preferred(cache):
@@ -62,25 +62,27 @@ def test_the_pinned_revision_is_preferred(cache):
 
 def test_wikitext_in_the_cache(cache, tmp_path):
     fill_wikitext(cache)
-    corpus = data.load_text("Salesforce/wikitext:wikitext-2-raw-v1", tmp_path / "cache")
+    corpus = corpora.load_text("Salesforce/wikitext:wikitext-2-raw-v1", tmp_path / "cache")
     assert corpus.name == "wikitext-wikitext-2-raw-v1" and corpus.revision == "a" * 40
     assert corpus.splits["test"] == [*ROWS, " Split 2 . \n"]  # empty rows count in the protocol
-    tokens = data.tokenize(corpus, models.load_tokenizer("pydocs-base"), tmp_path)
-    assert tokens.about["revision"] == "a" * 40
-    assert data.pages(corpus.splits["test"]) == ["".join(r or " \n" for r in corpus.splits["test"])]
+    tokens = tokenization.tokenize(corpus, modeling.load_tokenizer("pydocs-base"), tmp_path)
+    assert tokens.summary["revision"] == "a" * 40
+    assert tokenization.pages(corpus.splits["test"]) == [
+        "".join(r or " \n" for r in corpus.splits["test"])
+    ]
 
 
 def test_another_configuration_is_not_taken_for_the_one_asked(cache, tmp_path):
     fill_wikitext(cache)
     with pytest.raises(ParameterError, match="data: 'Salesforce/wikitext:wikitext-103-raw-v1'"):
-        data.load_text("Salesforce/wikitext:wikitext-103-raw-v1", tmp_path)
+        corpora.load_text("Salesforce/wikitext:wikitext-103-raw-v1", tmp_path)
 
 
 def test_a_data_set_without_a_text_column(cache, tmp_path):
     folder = snapshot(cache, "dataset", "someone/tables", "d" * 40)
     pd.DataFrame({"body": ["a", "b"]}).to_parquet(folder / "train.parquet")
     with pytest.raises(ParameterError, match=r"has no column named text in its train split"):
-        data.load_text("someone/tables", tmp_path)
+        corpora.load_text("someone/tables", tmp_path)
 
 
 def test_a_data_set_with_one_split_is_split_by_document(cache, tmp_path):
@@ -88,7 +90,7 @@ def test_a_data_set_with_one_split_is_split_by_document(cache, tmp_path):
     pd.DataFrame({"text": [f"Story number {n}." for n in range(200)]}).to_parquet(
         folder / "train.parquet"
     )
-    corpus = data.load_text("someone/stories", tmp_path)
+    corpus = corpora.load_text("someone/stories", tmp_path)
     assert sum(map(len, corpus.splits.values())) == 200
     assert corpus.splits["validation"] and corpus.splits["test"]
 
@@ -96,10 +98,10 @@ def test_a_data_set_with_one_split_is_split_by_document(cache, tmp_path):
 @pytest.mark.parametrize(
     ("load", "start"),
     [
-        (lambda tmp: models.load_model("gpt2"), "model: 'gpt2' is not on this machine"),
-        (lambda tmp: models.load_model("gpt2-xl", "teacher"), "teacher: 'gpt2-xl' is not on"),
+        (lambda tmp: modeling.load_model("gpt2"), "model: 'gpt2' is not on this machine"),
+        (lambda tmp: modeling.load_model("gpt2-xl", "teacher"), "teacher: 'gpt2-xl' is not on"),
         (
-            lambda tmp: data.load_text("Salesforce/wikitext:wikitext-2-raw-v1", tmp),
+            lambda tmp: corpora.load_text("Salesforce/wikitext:wikitext-2-raw-v1", tmp),
             "data: 'Salesforce/wikitext' is not on this machine",
         ),
     ],
@@ -122,7 +124,7 @@ def test_an_unreachable_hub_is_noticed_within_seconds(cache, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://192.0.2.1:9")  # an address for examples
     begin = time.monotonic()
     with pytest.raises(ParameterError, match="the hub cannot be reached"):
-        models.load_model("gpt2")
+        modeling.load_model("gpt2")
     assert time.monotonic() - begin < 5
 
 
@@ -131,7 +133,7 @@ def test_weights_that_are_not_finite(tmp_path):
     model.transformer.h[0].mlp.c_fc.weight.data[0, 0] = float("nan")
     model.save_pretrained(tmp_path)
     with pytest.raises(ParameterError, match=r"not finite: transformer\.h\.0\.mlp\.c_fc\.weight"):
-        models.load_model(tmp_path)
+        modeling.load_model(tmp_path)
 
 
 def test_pickled_weights_are_refused_with_the_reason(tmp_path):
@@ -139,11 +141,11 @@ def test_pickled_weights_are_refused_with_the_reason(tmp_path):
     torch.save(tiny_gpt2().state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ParameterError, match="a pickle runs code when it is read"):
-        models.load_model(tmp_path, "teacher")
+        modeling.load_model(tmp_path, "teacher")
 
 
 def test_a_teacher_larger_than_the_memory(tmp_path, monkeypatch):
     tiny_gpt2().save_pretrained(tmp_path)
-    monkeypatch.setattr(models, "_free_memory", lambda: 1000)
+    monkeypatch.setattr(modeling, "_free_memory", lambda: 1000)
     with pytest.raises(ParameterError, match=r"teacher: .* needs \d+\.\d GiB in float32"):
-        models.load_model(tmp_path, "teacher")
+        modeling.load_model(tmp_path, "teacher")

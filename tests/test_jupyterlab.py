@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from conftest import ONE_THREAD, ROOT, small_text
 
-from prunegpt_utils import records
+from prunegpt_utils.runs import records
 
 sync_api = pytest.importorskip("playwright.sync_api")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -24,7 +24,14 @@ pytestmark = [
     pytest.mark.system,
     pytest.mark.skipif(not CHROMIUM, reason="needs Chromium"),
 ]
-SMALL = {"start": '""', "curve": '""', "steps": "2", "batch": "2", "block": "64", "study": '"lab"'}
+SMALL = {
+    "init_from": '""',
+    "one_shot_run": '""',
+    "steps": "2",
+    "batch": "2",
+    "block_size": "64",
+    "study": '"lab"',
+}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from conftest import ONE_THREAD, ROOT, cheap_study
 
-from prunegpt_utils import audit, records
+from prunegpt_utils.runs import records, validation
 
 pytestmark = pytest.mark.system
 KILLS = int(os.environ.get("PRUNEGPT_KILLS", 20))
@@ -42,7 +42,7 @@ def start(runs, command="study"):
         )  # fmt: skip
 
 
-def said(runs):
+def printed(runs):
     return (runs / "output.txt").read_text("utf-8")
 
 
@@ -104,7 +104,7 @@ def unsound(runs, monkeypatch):
     monkeypatch.setenv("PRUNEGPT_RUNS", str(runs))
     if not any((runs / "cheap" / "records").glob("*.json")):
         return []
-    return [line for line in audit.problems("cheap") if "not committed" not in line]
+    return [line for line in validation.validate("cheap") if "not committed" not in line]
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def calm(tmp_path_factory):
         )
         message = f"error: study: 'cheap' is being run by process {first.pid} on "
         assert other.returncode == 1 and other.stderr.splitlines()[-1].startswith(message)
-    assert first.wait(PATIENCE) == 0, said(runs)
+    assert first.wait(PATIENCE) == 0, printed(runs)
     assert set(outcome(runs)) == {"dense-seed0", "control-seed0"}
     return runs, time.monotonic() - begin
 
@@ -138,7 +138,7 @@ def runs(tmp_path):
 
 
 def test_kills_at_random_times(calm, tmp_path, monkeypatch):
-    dice, kills, folders = random.Random(SEED), 0, 0
+    rng, kills, folders = random.Random(SEED), 0, 0
     while kills < KILLS:
         runs = tmp_path / f"folder-{folders}"
         cheap_study(runs)
@@ -147,9 +147,9 @@ def test_kills_at_random_times(calm, tmp_path, monkeypatch):
             process = start(runs, "resume")
             if kills < KILLS:
                 try:
-                    process.wait(dice.uniform(0.1, calm[1]))
+                    process.wait(rng.uniform(0.1, calm[1]))
                 except subprocess.TimeoutExpired:
-                    kills += bool(kill(runs, dice.choice(list(KINDS))))
+                    kills += bool(kill(runs, rng.choice(list(KINDS))))
             # after the death of a notebook alone the others go on
             code = process.wait(PATIENCE)
             assert unsound(runs, monkeypatch) == []
@@ -161,18 +161,18 @@ def test_kills_at_random_times(calm, tmp_path, monkeypatch):
     print(f"{kills} kills in {folders} folders")
 
 
-def test_a_killed_notebook_is_told_at_the_end(calm, runs):
+def test_a_killed_notebook_is_named_at_the_end(calm, runs):
     process = start(runs)
     until(lambda: list(runs.glob("cheap/checkpoints/control-seed0/*/resume.safetensors")))
     assert kill(runs, "kernel")
     assert process.wait(PATIENCE) == 1
     notebook = runs / "cheap" / "notebooks" / "control-seed0.ipynb"
-    lines = said(runs).splitlines()
-    told = [k for k, line in enumerate(lines) if line.startswith("  failed: control-seed0: nbc")]
-    assert len(told) == 2  # when it happens, and at the end
-    for k in told:
+    lines = printed(runs).splitlines()
+    named = [k for k, line in enumerate(lines) if line.startswith("  failed: control-seed0: nbc")]
+    assert len(named) == 2  # when it happens, and at the end
+    for k in named:
         assert "DeadKernelError: Kernel died" in lines[k] and lines[k + 1].strip() == str(notebook)
-    assert "1 of 1 missing" in said(runs) and notebook.exists()
+    assert "1 of 1 missing" in printed(runs) and notebook.exists()
     assert lines[-1].startswith("cheap: 1 of 2 runs done, 1 failed; `make resume STUDY=cheap`")
     assert (runs / "cheap" / "figures" / "perplexity.png").exists()
     assert finished(runs) == 0 and outcome(runs) == outcome(calm[0])
@@ -185,7 +185,7 @@ def test_kill_everything_and_start_without_resume(calm, runs):
     process.wait()
     assert finished(runs, "study") == 1
     message = "error: study: 'cheap' was killed; `make resume STUDY=cheap` goes on where it was"
-    assert said(runs).splitlines()[-1] == message
+    assert printed(runs).splitlines()[-1] == message
     assert finished(runs) == 0 and outcome(runs) == outcome(calm[0])
 
 
@@ -207,7 +207,7 @@ def test_interrupt(calm, runs, number):
     else:
         process.send_signal(number)
     assert process.wait(PATIENCE) == 1
-    assert said(runs).splitlines()[-1].endswith("`make resume STUDY=cheap` goes on")
+    assert printed(runs).splitlines()[-1].endswith("`make resume STUDY=cheap` goes on")
     until(lambda: not processes(runs), 30)
     assert finished(runs, "study") == 0 and outcome(runs) == outcome(calm[0])
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from conftest import tiny_gpt2
 
-from prunegpt_utils import criteria, masks, models
-from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils import calibration, criteria, masks, modeling, schedules
+from prunegpt_utils.errors import ParameterError
 
 
 @pytest.mark.parametrize("scope", ["global", "uniform"])
@@ -65,16 +65,19 @@ def test_masks_nest_and_pruned_weights_stay_pruned(model):
 def test_masking_is_the_product_to_the_last_bit(dtype):
     model = tiny_gpt2().to(dtype)
     dice = torch.Generator().manual_seed(0)
-    kept = {k: torch.rand(w.shape, generator=dice) > 0.9 for k, w in models.prunable(model).items()}
-    wanted = {k: w.detach() * kept[k] for k, w in models.prunable(model).items()}
+    kept = {
+        k: torch.rand(w.shape, generator=dice) > 0.9
+        for k, w in modeling.prunable_weights(model).items()
+    }
+    wanted = {k: w.detach() * kept[k] for k, w in modeling.prunable_weights(model).items()}
     masks.apply_masks(model, kept)
-    for name, weight in models.prunable(model).items():
+    for name, weight in modeling.prunable_weights(model).items():
         bits = [tensor.detach().view(torch.uint8) for tensor in (weight, wanted[name])]
         assert weight.dtype == dtype and torch.equal(*bits)
 
 
 def test_cubic_schedule_matches_its_formula():
-    points = [masks.cubic_sparsity(p, 0.5, 0.9) for p in (-1, 0, 0.25, 0.5, 1, 2)]
+    points = [schedules.cubic_sparsity(p, 0.5, 0.9) for p in (-1, 0, 0.25, 0.5, 1, 2)]
     assert points[0] == points[1] == 0.5 and points[4] == points[5] == 0.9
     assert points[2] == pytest.approx(0.9 - 0.4 * 0.75**3)
     assert points == sorted(points)
@@ -87,16 +90,16 @@ def test_random_scores_depend_on_the_seed_alone(model):
 
 
 def test_fisher_scores_order_weights_by_the_rise_of_the_loss(model):
-    weights = models.prunable(model)
+    weights = modeling.prunable_weights(model)
     slopes = {name: torch.rand_like(weight) for name, weight in weights.items()}
-    scored = criteria.scores(model, "fisher", criteria.known_gradients(model, slopes))
+    scored = criteria.scores(model, "fisher", calibration.stats_from_adam(model, slopes))
     for name, weight in weights.items():
         rise = weight.detach() ** 2 * slopes[name]
         assert torch.equal(scored[name].flatten().argsort(), rise.flatten().argsort())
 
 
 def test_tied_embedding_is_never_prunable(model):
-    names = models.prunable(model)
+    names = modeling.prunable_weights(model)
     assert not any("wte" in name or "wpe" in name or "lm_head" in name for name in names)
     before = model.transformer.wte.weight.clone()
     masks.apply_masks(model, masks.make_masks(criteria.scores(model), 0.99))
@@ -110,9 +113,9 @@ def test_zeros_survive_a_stock_save_and_reload(model, tmp_path):
     masks.apply_masks(model, masks.make_masks(criteria.scores(model), 0.9))
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert masks.measure(again) == masks.measure(model)
-    assert masks.measure(model)["prunable"] == pytest.approx(0.9, abs=1e-3)
-    assert models.fingerprint(again) == models.fingerprint(model)
+    assert masks.measure_sparsity(again) == masks.measure_sparsity(model)
+    assert masks.measure_sparsity(model)["prunable"] == pytest.approx(0.9, abs=1e-3)
+    assert modeling.fingerprint(again) == modeling.fingerprint(model)
 
 
 def test_two_of_four_along_the_inputs_of_either_layer_type():
@@ -129,8 +132,8 @@ def test_two_of_four_along_the_inputs_of_either_layer_type():
 def test_a_pattern_is_exact_in_a_model(model, pattern):
     n, m = map(int, pattern.split(":"))
     axes, equal = (
-        models.input_axes(model),
-        {k: torch.zeros_like(w) for k, w in models.prunable(model).items()},
+        modeling.input_axes(model),
+        {k: torch.zeros_like(w) for k, w in modeling.prunable_weights(model).items()},
     )
     for scored in (criteria.scores(model), equal):
         kept = masks.make_masks(scored, 1 - n / m, pattern, axes)
@@ -154,10 +157,10 @@ def test_a_pattern_that_does_not_fit(sparsity, shape, message):
 @pytest.mark.parametrize("scope", ["global", "uniform", "per-row"])
 @pytest.mark.parametrize("sparsity", [0.31, 0.5, 0.67, 0.9])
 def test_a_cut_ends_within_its_rounding(model, scope, sparsity):
-    axes = models.input_axes(model) if scope == "per-row" else None
+    axes = modeling.input_axes(model) if scope == "per-row" else None
     kept = masks.make_masks(criteria.scores(model), sparsity, scope, axes)
     masks.apply_masks(model, kept)
     gone = sum(int((~mask).sum()) for mask in kept.values())
     reached = gone / sum(mask.numel() for mask in kept.values())
-    assert abs(reached - sparsity) <= masks.rounding(model, scope) + 1e-12
-    assert masks.rounding(model, "per-row") == pytest.approx(0.5 / model.config.n_embd)
+    assert abs(reached - sparsity) <= masks.sparsity_tolerance(model, scope) + 1e-12
+    assert masks.sparsity_tolerance(model, "per-row") == pytest.approx(0.5 / model.config.n_embd)

@@ -11,7 +11,8 @@ from tempfile import gettempdir
 import pytest
 from conftest import ONE_THREAD, ROOT, papermill
 
-from prunegpt_utils import records, report, studies, tables
+from prunegpt_utils.report import html, tables
+from prunegpt_utils.runs import expansion, records
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BIN = Path(sys.executable).parent
@@ -87,7 +88,7 @@ def smoke(tmp_path_factory):
 
 def test_smoke_study_runs_every_notebook_once(smoke):
     folder, (first, second) = smoke
-    plan = studies.plan("smoke")
+    plan = expansion.plan("smoke")
     assert {path.stem for path in (folder / "records").glob("*.json")} == set(plan)
     assert {run.notebook for run in plan.values()} == {
         "01_baselines",
@@ -124,20 +125,20 @@ def test_smoke_records_hold_what_the_design_asks(smoke):
 def test_smoke_models_are_stock_checkpoints(smoke):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from prunegpt_utils.masks import measure
+    from prunegpt_utils.masks import measure_sparsity
 
     folder = smoke[0] / "models" / "gradual-distilled-s90-seed0"
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert AutoTokenizer.from_pretrained(folder).vocab_size == model.config.vocab_size
-    assert measure(model)["prunable"] == pytest.approx(0.9, abs=1e-3)
+    assert measure_sparsity(model)["prunable"] == pytest.approx(0.9, abs=1e-3)
 
 
 def test_smoke_report_is_self_contained(smoke, monkeypatch):
     folder, _ = smoke
     monkeypatch.setenv("PRUNEGPT_RUNS", str(folder.parent))
-    index = report.build("smoke")
+    index = html.build("smoke")
     pages = list(index.parent.glob("*.html"))
-    assert len(pages) == 3 + len(studies.plan("smoke"))  # the index, its notebook, the functions
+    assert len(pages) == 2 + len(expansion.plan("smoke"))  # the index, its notebook
     for page in pages:
         text = page.read_text("utf-8")
         assert not re.search(
@@ -156,7 +157,7 @@ def test_smoke_report_is_self_contained(smoke, monkeypatch):
 def test_two_runs_at_one_seed_give_the_same_record(smoke, tmp_path):
     """Another folder, another process: everything but the clock is equal."""
     first = records.read(smoke[0] / "records" / "dense-seed0.json")
-    again = papermill("01_baselines", tmp_path, studies.plan("smoke")["dense-seed0"].parameters)
+    again = papermill("01_baselines", tmp_path, expansion.plan("smoke")["dense-seed0"].parameters)
     assert again.returncode == 0, again.stderr
     second = records.read(tmp_path / "smoke" / "records" / "dense-seed0.json")
     for record in (first, second):
@@ -168,8 +169,8 @@ def test_two_runs_at_one_seed_give_the_same_record(smoke, tmp_path):
 
 def test_a_notebook_alone_makes_what_it_needs(tmp_path):
     """Notebook 02 in an empty folder and from another working directory."""
-    parameters = {"study": "smoke", "data": "pydocs-small", "steps": 2, "batch": 2, "block": 64}
-    parameters |= {"sparsity": 0.3}
+    parameters = {"study": "smoke", "data": "pydocs-small", "steps": 2, "sparsity": 0.3}
+    parameters |= {"batch": 2, "block_size": 64}
     done = papermill("02_pruning", tmp_path, parameters)
     assert done.returncode == 0, done.stderr
     names = {path.stem for path in (tmp_path / "smoke" / "records").glob("*.json")}
@@ -177,7 +178,7 @@ def test_a_notebook_alone_makes_what_it_needs(tmp_path):
 
 
 def test_pretraining_notebook_runs(tmp_path):
-    small = {"packages": "seaborn papermill", "steps": 3, "batch": 2, "block": 32}
+    small = {"packages": "seaborn papermill", "steps": 3, "batch": 2, "block_size": 32}
     done = papermill("00_pretraining", tmp_path, small)
     assert done.returncode == 0, done.stderr
     record = records.read(tmp_path / "pretraining" / "records" / "pretraining-seed0.json")
@@ -190,8 +191,8 @@ def test_pretraining_notebook_runs(tmp_path):
         ("02_pruning", {"sparsity": 90.0}, "sparsity: 90.0 must lie in [0, 1), such as 0.9 for 90 %"),
         ("02_pruning", {"sparsty": 0.5}, "sparsty: 0.5 is no parameter of this notebook; did you mean 'sparsity'?"),
         ("01_baselines", {"data": "no-such-text"}, "data: 'no-such-text' must be pydocs, a file or folder"),
-        ("01_baselines", {"start": "", "model": "no/such"}, "model: 'no/such' is not on this machine"),
-        ("01_baselines", {"start": "", "block": 4096}, "block: 4096 is longer than the model's 128 positions"),
+        ("01_baselines", {"init_from": "", "model": "no/such"}, "model: 'no/such' is not on this machine"),
+        ("01_baselines", {"init_from": "", "block_size": 4096}, "block_size: 4096 is longer than the model's 128 positions"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line_and_writes_nothing(tmp_path, notebook, parameters, message):

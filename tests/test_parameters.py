@@ -1,8 +1,15 @@
 import pytest
 
-from prunegpt_utils import parameters
-from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils import criteria, losses, protocols, schedules, structured
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.runs import parameters
 
+OLD_NAMES = {
+    "untaught": "baseline", "curve": "one_shot_run", "start": "init_from", "block": "block_size",
+    "accumulate": "gradient_accumulation_steps", "decay": "lr_schedule", "divergence": "kd_loss",
+    "regrow": "regrow_decay", "one_sparsity": "layer_sparsity",
+    "neurons_gone": "neuron_sparsity", "heads_gone": "head_sparsity",
+}  # fmt: skip
 DECLARED = 'study: str = "a"\nsparsity: float = 0.9  # what goes\nsteps: int = 3'
 
 
@@ -18,9 +25,9 @@ def test_sparsity_outside_its_range(value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("steps", -1), ("steps", 2.5), ("steps", True), ("batch", 0), ("block", 1), ("seed", -1),
+        ("steps", -1), ("steps", 2.5), ("steps", True), ("batch", 0), ("block_size", 1), ("seed", -1),
         ("lr", 0.0), ("lr", 1.5), ("alpha", 1.1), ("temperature", 0.0), ("scope", "local"),
-        ("criterion", "luck"), ("decay", "step"), ("precision", "fp8"), ("study", "../x"),
+        ("criterion", "luck"), ("lr_schedule", "step"), ("precision", "fp8"), ("study", "../x"),
         ("study", "a b"), ("recipe", ""), ("model", ""), ("data", ""), ("prune_until", 2.0),
     ],
 )  # fmt: skip
@@ -60,3 +67,44 @@ def test_what_the_reader_defines_later_is_no_parameter():
 def test_notebooks_show_one_line_and_no_traceback():
     error = ParameterError("sparsity", 90, "must lie in [0, 1)")
     assert error._render_traceback_() == ["ParameterError: sparsity: 90 must lie in [0, 1)"]
+
+
+@pytest.mark.parametrize(("old", "new"), OLD_NAMES.items())
+def test_an_old_name_leads_to_the_new_one(old, new):
+    with pytest.raises(ParameterError, match=f"^{old}: 1 is called {new} now") as error:
+        parameters.check(old, 1)
+    assert "\n" not in str(error.value)
+    space = {"In": ["", DECLARED, f"# Parameters\n{old} = 1\n"], "study": "a", old: 1}
+    with pytest.raises(ParameterError, match=f"^{old}: 1 is called {new} now") as error:
+        parameters.read(space)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("old", ["forward", "reverse", "hidden"])
+def test_an_old_value_leads_to_the_new_ones(old):
+    with pytest.raises(
+        ParameterError, match=f"^kd_loss: '{old}' .* forward_kl, reverse_kl or hidden"
+    ):
+        parameters.check("kd_loss", old)
+
+
+def choices(name):
+    """The values of a parameter that has only a few, as the table of parameters lists them."""
+    rules = parameters.Parameters.model_fields[name].metadata
+    (pattern,) = [rule.pattern for rule in rules if hasattr(rule, "pattern")]
+    return sorted(pattern.removeprefix("^(").removesuffix(")$").split("|"))
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("kd_loss", losses.KD_LOSSES), ("lr_schedule", schedules.LR_SCHEDULES),
+        ("protocol", protocols.PROTOCOLS), ("importance", structured.IMPORTANCES),
+    ],
+)  # fmt: skip
+def test_the_table_allows_what_the_code_knows(name, known):
+    assert choices(name) == sorted(known)
+
+
+def test_the_table_allows_the_criteria_of_the_code():
+    assert sorted(parameters._CRITERIA) == sorted(criteria.CRITERIA)

@@ -1,25 +1,16 @@
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, measured, scored
 
-from prunegpt_utils import records, report, studies, tables
-from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.report import frames, publish
+from prunegpt_utils.runs import expansion, records
 
 P = {"study": "t", "recipe": "gradual", "seed": 3, "sparsity": 0.9, "steps": 5}
-
-
-def content(perplexity=20.0):
-    scores = {
-        split: {"perplexity": perplexity, "nll": math.log(perplexity)}
-        for split in ("validation", "test")
-    }
-    return {
-        "metrics": scores, "sparsity": {"prunable": 0.9, "model": 0.6},
-        "training": {"tokens": 10, "seconds": 1.0, "steps": 5, "history": []},
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -28,12 +19,12 @@ def content(perplexity=20.0):
      ({"sparsity": 0.0}, "gradual-seed3"), ({"sparsity": 0.29}, "gradual-s29-seed3")],
 )  # fmt: skip
 def test_names_of_runs(values, name):
-    assert records.run_name(P | values) == name
+    assert expansion.run_name(P | values) == name
 
 
 def test_a_record_comes_back_and_names_what_made_it(runs_folder):
     run = records.open_run("02_pruning", P)
-    records.write(run, **content())
+    records.write(run, **measured())
     (path,) = runs_folder.rglob("*.json")
     record = records.read(path)
     assert path == runs_folder / "t" / "records" / "gradual-s90-seed3.json"
@@ -45,7 +36,7 @@ def test_a_record_comes_back_and_names_what_made_it(runs_folder):
 
 
 def test_a_record_with_other_parameters_is_never_overwritten():
-    records.write(records.open_run("02_pruning", P), **content())
+    records.write(records.open_run("02_pruning", P), **measured())
     records.open_run("02_pruning", P)
     with pytest.raises(
         ParameterError, match="steps: 6 differs from 5, which made the record gradual-s90"
@@ -53,7 +44,7 @@ def test_a_record_with_other_parameters_is_never_overwritten():
         records.open_run("02_pruning", P | {"steps": 6})
 
 
-def test_an_unwritable_folder_is_told_before_any_work(tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_refused_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PRUNEGPT_RUNS", str(tmp_path / "file"))
     with pytest.raises(ParameterError, match=r"^results folder: .* cannot be written"):
@@ -62,8 +53,8 @@ def test_an_unwritable_folder_is_told_before_any_work(tmp_path, monkeypatch):
 
 def test_infinity_survives_json(runs_folder):
     run = records.open_run("02_pruning", P)
-    metrics = {"validation": {"perplexity": math.inf, "nll": 800.0}, "test": {"perplexity": 5.0}}
-    records.write(run, **(content() | {"metrics": metrics}))
+    overflown = scored() | {"perplexity": math.inf, "nll": 800.0}
+    records.write(run, **measured() | {"metrics": {"validation": overflown, "test": scored(5.0)}})
     (path,) = runs_folder.rglob("*.json")
     assert (
         json.loads(path.read_text(), parse_constant=pytest.fail)["metrics"]["validation"][
@@ -71,7 +62,7 @@ def test_infinity_survives_json(runs_folder):
         ]
         == "inf"
     )
-    assert tables.frame([records.read(path)]).perplexity[0] == math.inf
+    assert frames.frame([records.read(path)]).perplexity[0] == math.inf
 
 
 def test_ratio_is_to_the_control_of_the_same_seed():
@@ -79,9 +70,9 @@ def test_ratio_is_to_the_control_of_the_same_seed():
     for seed, control, pruned in ((0, 10.0, 12.0), (1, 20.0, 30.0)):
         for recipe, sparsity, value in (("control", 0.0, control), ("gradual", 0.9, pruned)):
             p = P | {"recipe": recipe, "seed": seed, "sparsity": sparsity}
-            row = content(value) | {"sparsity": {"prunable": sparsity, "model": 0.0}}
-            found.append(records.write(records.open_run("02_pruning", p), **row))
-    means = tables.summary(tables.frame(found)).set_index("recipe")
+            run = records.open_run("02_pruning", p)
+            found.append(records.write(run, **measured(value, sparsity)))
+    means = frames.summary(frames.frame(found)).set_index("recipe")
     assert (
         means.ratio["gradual"] == pytest.approx((1.2 + 1.5) / 2) and means.ratio["control"] == 1.0
     )
@@ -95,12 +86,12 @@ PUBLISHED = sorted(path.name for path in (ROOT / "results").glob("*") if path.is
 def test_readme_numbers_equal_the_published_records(study):
     text = (ROOT / "README.md").read_text("utf-8")
     assert f"<!-- table:{study} -->" in text
-    assert report.with_results(text, study) == text
+    assert publish.with_results(text, study) == text
 
 
 @pytest.mark.parametrize("study", PUBLISHED)
 def test_published_records_are_complete_and_sound(study):
-    planned = studies.plan(study)
+    planned = expansion.plan(study)
     files = sorted((ROOT / "results" / study).glob("*.json"))
     assert {file.stem for file in files} == set(planned)
     for file in files:
@@ -120,10 +111,68 @@ def test_published_records_are_complete_and_sound(study):
             assert record["parameters"][name] == value, (file.stem, name)
 
 
+@pytest.mark.parametrize("study", PUBLISHED)
+def test_published_records_know_their_recipe_and_where_they_come_from(study):
+    planned = expansion.plan(study)
+    for file in sorted((ROOT / "results" / study).glob("*.json")):
+        record, spec = records.read(file), planned[file.stem]
+        assert record["schema"] == 2
+        assert re.fullmatch("[0-9a-f]{64}", record.get("migrated_from") or record["checksum"])
+        assert record.get("migrated_from") != record["checksum"] == records.checksum(record)
+        assert (record["base_recipe"], record["axes"]) == (spec.base_recipe, spec.axes)
+        assert expansion.variant_name(spec.base_recipe, spec.axes) == record["recipe"]
+
+
+WRONG = [
+    ({"luck": 1}, "luck is no part of a record"),
+    ({"axes": []}, "axes: [] must be a dict"),
+    ({"seconds": "long"}, "seconds: 'long' must be a float"),
+    ({"training": {"steps": 5.5, "tokens": 10, "seconds": 1.0}}, "training.steps is 5.5"),
+    ({"sparsity": {"requested": 0.9, "prunable": 0.9}}, "sparsity.model is missing"),
+    ({"schema": 1}, "has schema 1, which this version does not read"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG)
+def test_what_is_no_record_is_not_written(runs_folder, change, message):
+    run = records.open_run("02_pruning", P)
+    with pytest.raises(ParameterError, match=re.escape(f"{run.name}.json' {message}")) as error:
+        records.write(run, **measured() | change)
+    assert "\n" not in str(error.value) and not list(runs_folder.rglob("*.json"))
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG)
+def test_what_is_no_record_is_not_read(change, message):
+    run = records.open_run("02_pruning", P)
+    records.put(run.record, records.write(run, **measured()) | change)
+    with pytest.raises(ParameterError, match=re.escape(f"{run.name}.json' {message}")) as error:
+        records.read(run.record)
+    assert "\n" not in str(error.value)
+
+
+def test_a_record_of_the_first_version_is_one_line(tmp_path):
+    run = records.open_run("02_pruning", P)
+    records.put(tmp_path / "old.json", records.write(run, **measured()))
+    record = records.load(tmp_path / "old.json")
+    del record["schema"]
+    records.put(tmp_path / "old.json", record)
+    with pytest.raises(ParameterError, match="record: 'old.json' has schema 1, which") as error:
+        records.read(tmp_path / "old.json")
+    assert "\n" not in str(error.value)
+
+
+def test_a_record_of_a_variant_names_recipe_and_axes():
+    spec = expansion.plan("ablations")["gradual-distilled-reverse-s90-seed0"]
+    record = records.write(records.open_run(spec.notebook, spec.parameters), **measured())
+    assert record["base_recipe"] == "gradual-distilled" and record["axes"] == {
+        "kd_loss": "reverse_kl"
+    }
+
+
 def test_publish_refuses_a_dirty_tree(monkeypatch):
     monkeypatch.setattr(records, "environment", lambda: {"dirty": True})
     with pytest.raises(ParameterError, match="tree: 'dirty' must be committed"):
-        report.publish("smoke")
+        publish.publish("smoke")
 
 
 def test_publish_refuses_an_incomplete_study(monkeypatch):
@@ -131,4 +180,4 @@ def test_publish_refuses_an_incomplete_study(monkeypatch):
     with pytest.raises(
         ParameterError, match="study: 'smoke' is incomplete: zero-shot-seed0, dense-seed0"
     ):
-        report.publish("smoke")
+        publish.publish("smoke")

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from conftest import ONE_THREAD, ROOT, cheap_study
 
-from prunegpt_utils import audit, records
+from prunegpt_utils.runs import records, validation
 
 pytestmark = pytest.mark.system
 CONFIGURATION = Path("/etc/slurm/slurm.conf")  # where Debian's programs look
@@ -187,7 +187,7 @@ def test_a_study_through_slurm_and_a_job_that_is_cancelled(cluster, make, tmp_pa
     monkeypatch.setenv("PRUNEGPT_RUNS", str(tmp_path))
     found, _ = records.read_study("cheap")
     assert {record["run"] for record in found} == {"dense-seed0", "control-seed0"}, output
-    assert [line for line in audit.problems("cheap") if "not committed" not in line] == []
+    assert [line for line in validation.validate("cheap") if "not committed" not in line] == []
     log = (cluster / "slurmctld.log").read_text()
     assert (
         log.count("_slurm_rpc_submit_batch_job: JobId=") >= 5

@@ -2,8 +2,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from prunegpt_utils import models, structured
-from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils import modeling, structured
+from prunegpt_utils.errors import ParameterError
 
 
 def loss(model, rows):
@@ -12,16 +12,19 @@ def loss(model, rows):
 
 @pytest.mark.parametrize("importance", structured.IMPORTANCES)
 def test_every_block_loses_the_same_neurons(model, ids, importance):
-    before = models.fingerprint(model)
-    small = structured.narrow(model, 0.5, 0.0, importance, [ids[None, :32]], loss)
+    before = modeling.fingerprint(model)
+    small = structured.prune_structured(model, 0.5, 0.0, importance, [ids[None, :32]], loss)
     assert {block.mlp.c_fc.nf for block in small.transformer.h} == {32} == {small.config.n_inner}
     per_block = 32 * (16 + 1 + 16)  # a neuron's inputs, bias and outputs
-    assert models.count(small)["parameters"] == models.count(model)["parameters"] - 2 * per_block
-    assert models.fingerprint(model) == before
+    assert (
+        modeling.count_parameters(small)["parameters"]
+        == modeling.count_parameters(model)["parameters"] - 2 * per_block
+    )
+    assert modeling.fingerprint(model) == before
 
 
 def test_without_neurons_a_stock_checkpoint_reloads_exactly(model, ids, tmp_path):
-    small = structured.narrow(model, 0.5, 0.0, "magnitude")
+    small = structured.prune_structured(model, 0.5, 0.0, "magnitude")
     small.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     assert torch.equal(again(ids[None, :32]).logits, small(ids[None, :32]).logits)
@@ -29,11 +32,11 @@ def test_without_neurons_a_stock_checkpoint_reloads_exactly(model, ids, tmp_path
 
 @pytest.mark.parametrize("importance", structured.IMPORTANCES)
 def test_without_heads_the_checkpoint_reloads_exactly(model, ids, tmp_path, importance):
-    small = structured.narrow(model, 0.5, 0.5, importance, [ids[None, :32]], loss)
+    small = structured.prune_structured(model, 0.5, 0.5, importance, [ids[None, :32]], loss)
     assert {block.attn.num_heads for block in small.transformer.h} == {1}
     small.save_pretrained(tmp_path)
-    again = models.load_model(tmp_path)
-    assert models.fingerprint(again) == models.fingerprint(small)
+    again = modeling.load_model(tmp_path)
+    assert modeling.fingerprint(again) == modeling.fingerprint(small)
     torch.testing.assert_close(again(ids[None, :32]).logits, small(ids[None, :32]).logits)
     assert again.generate(ids[None, :8], max_new_tokens=4, pad_token_id=0).shape == (1, 12)
 
@@ -42,7 +45,7 @@ def test_a_head_that_adds_nothing_goes_first_and_unnoticed(model, ids):
     for block in model.transformer.h:
         block.attn.c_proj.weight.data[8:] = 0  # what the second head would add
         block.attn.c_attn.weight.data[:, 40:48] = 0  # its values
-    small = structured.narrow(model, 0.0, 0.5, "magnitude")
+    small = structured.prune_structured(model, 0.0, 0.5, "magnitude")
     torch.testing.assert_close(small(ids[None, :32]).logits, model(ids[None, :32]).logits)
 
 
@@ -50,7 +53,7 @@ def test_silent_neurons_go_first_and_unnoticed(model, ids):
     for block in model.transformer.h:
         block.mlp.c_proj.weight.data[::2] = 0
         block.mlp.c_fc.weight.data[:, ::2] = 0
-    small = structured.narrow(model, 0.5, 0.0, "magnitude")
+    small = structured.prune_structured(model, 0.5, 0.0, "magnitude")
     torch.testing.assert_close(small(ids[None, :32]).logits, model(ids[None, :32]).logits)
 
 
@@ -58,9 +61,9 @@ def test_other_architectures_are_refused():
     config = LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1,
                          num_attention_heads=2, vocab_size=50)  # fmt: skip
     with pytest.raises(ParameterError, match="model: 'LlamaForCausalLM' must be a GPT-2"):
-        structured.narrow(LlamaForCausalLM(config), 0.5)
+        structured.prune_structured(LlamaForCausalLM(config), 0.5)
 
 
 def test_one_head_must_stay(model):
-    with pytest.raises(ParameterError, match="heads_gone: 0.9 leaves none of 2 heads"):
-        structured.narrow(model, 0.0, 0.9, "magnitude")
+    with pytest.raises(ParameterError, match="head_sparsity: 0.9 leaves none of 2 heads"):
+        structured.prune_structured(model, 0.0, 0.9, "magnitude")

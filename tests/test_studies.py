@@ -2,10 +2,10 @@ import tomllib
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, measured
 
-from prunegpt_utils import records, studies
-from prunegpt_utils.parameters import ParameterError
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.runs import execution, expansion, records, study_files
 
 STUDIES = sorted(path.stem for path in (ROOT / "studies").glob("*.yaml"))
 RECIPES = sorted(path.stem for path in (ROOT / "studies" / "recipes").glob("*.yaml"))
@@ -13,15 +13,15 @@ RECIPES = sorted(path.stem for path in (ROOT / "studies" / "recipes").glob("*.ya
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_can_be_planned(study):
-    plan = studies.plan(study)
+    plan = expansion.plan(study)
     for name, run in plan.items():
-        assert set(run.needs) <= set(plan) and name not in run.needs
-        assert records.run_name(run.parameters) == name and run.parameters["study"] == study
+        assert set(run.depends_on) <= set(plan) and name not in run.depends_on
+        assert expansion.run_name(run.parameters) == name and run.parameters["study"] == study
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_parameters_survive_the_way_to_papermill(study):
-    for run in studies.plan(study).values():
+    for run in expansion.plan(study).values():
         line = run.as_yaml()
         assert "\n" not in line and yaml.safe_load(line) == run.parameters
 
@@ -31,18 +31,18 @@ def test_every_recipe_key_is_a_declared_parameter(recipe):
     books = {
         book
         for study in STUDIES
-        for book, group in studies.load(study)["notebooks"].items()
+        for book, group in study_files.load(study)["notebooks"].items()
         if recipe in group
     }
     assert books, "no study uses this recipe"
-    keys = studies.recipe_parameters(recipe)
+    keys = study_files.recipe_parameters(recipe)
     assert keys["recipe"] == recipe
     for book in books:
-        assert set(keys) <= set(studies.declared_parameters(book))
+        assert set(keys) <= set(study_files.declared_parameters(book))
 
 
 def test_quick_study_has_all_it_promises():
-    names = set(studies.plan("pydocs"))
+    names = set(expansion.plan("pydocs"))
     wanted = {"zero-shot", "dense", "control", "dense-distilled", "one-shot-s90"}
     wanted |= {
         f"{recipe}-s{s}" for recipe in ("gradual", "gradual-distilled") for s in (50, 80, 90)
@@ -51,7 +51,7 @@ def test_quick_study_has_all_it_promises():
 
 
 def test_full_study_gives_every_arm_the_same_steps():
-    full, quick = studies.plan("pydocs-full"), studies.plan("pydocs")
+    full, quick = expansion.plan("pydocs-full"), expansion.plan("pydocs")
     arms = [
         run
         for run in full.values()
@@ -62,70 +62,93 @@ def test_full_study_gives_every_arm_the_same_steps():
     assert {run.parameters["seed"] for run in arms} == {0, 1, 2}
 
 
-def test_taught_and_untaught_differ_in_the_teacher_alone():
+def test_a_distilled_run_and_its_baseline_differ_in_the_teacher_alone():
     for study in ("pydocs", "pydocs-full"):
-        plan = studies.plan(study)
+        plan = expansion.plan(study)
         for name, run in plan.items():
             if run.parameters["recipe"] == "gradual-distilled":
                 alone = plan[name.replace("-distilled", "")].parameters
-                extra = {"teacher", "untaught", "alpha", "temperature", "recipe", "curve"}
+                extra = {"teacher", "baseline", "alpha", "temperature", "recipe", "one_shot_run"}
                 differing = {
                     k for k in {*alone, *run.parameters} if alone.get(k) != run.parameters.get(k)
                 }
                 assert differing == extra
 
 
-def test_a_run_stands_on_runs_of_its_own_seed_and_sparsity():
-    run = studies.plan("pydocs-full")["gradual-distilled-s70-seed2"]
-    assert run.needs == ("dense-seed2", "control-seed2", "gradual-s70-seed2")
+def test_a_run_depends_on_runs_of_its_own_seed_and_sparsity():
+    run = expansion.plan("pydocs-full")["gradual-distilled-s70-seed2"]
+    assert run.depends_on == ("dense-seed2", "control-seed2", "gradual-s70-seed2")
 
 
 def test_axes_and_variants_become_runs_with_names_of_their_own(monkeypatch):
     content = {"study": "mine", "notebooks": {
         "01_baselines": {"dense": {"steps": 5, "seed": [0, 1]}},
         "02_pruning": {"gradual": [
-            {"sparsity": [0.5, 0.9], "curve": ""},
-            {"scope": ["2:4"], "sparsity": 0.5, "curve": ""},
-            {"lr": [0.001, 0.004], "seed": [0, 1], "curve": ""},
+            {"sparsity": [0.5, 0.9], "one_shot_run": ""},
+            {"scope": ["2:4"], "sparsity": 0.5, "one_shot_run": ""},
+            {"lr": [0.001, 0.004], "seed": [0, 1], "one_shot_run": ""},
         ]},
     }}  # fmt: skip
-    monkeypatch.setattr(studies, "load", lambda study: content)
-    plan = studies.plan("mine")
+    monkeypatch.setattr(study_files, "load", lambda study: content)
+    plan = expansion.plan("mine")
     assert set(plan) == {
         "dense-seed0", "dense-seed1", "gradual-s50-seed0", "gradual-s90-seed0", "gradual-2of4-s50-seed0",
         "gradual-lr0.001-s90-seed0", "gradual-lr0.001-s90-seed1",
         "gradual-lr0.004-s90-seed0", "gradual-lr0.004-s90-seed1",
     }  # fmt: skip
     assert plan["gradual-2of4-s50-seed0"].parameters["scope"] == "2:4"
-    assert plan["gradual-lr0.004-s90-seed0"].needs == ("dense-seed0",)
-    content["notebooks"]["02_pruning"]["gradual"].append({"sparsity": 0.5, "lr": 0.01, "curve": ""})
+    assert plan["gradual-lr0.004-s90-seed0"].depends_on == ("dense-seed0",)
+    content["notebooks"]["02_pruning"]["gradual"].append(
+        {"sparsity": 0.5, "lr": 0.01, "one_shot_run": ""}
+    )
     with pytest.raises(ParameterError, match="run: 'gradual-s50-seed0' is planned twice"):
-        studies.plan("mine")
+        expansion.plan("mine")
 
 
-def test_a_link_may_say_which_of_several_runs_it_means(monkeypatch):
+def test_a_reference_may_name_one_of_several_runs(monkeypatch):
     content = {"study": "mine", "notebooks": {
         "01_baselines": {"dense": {"seed": [0, 1]}, "control": [
             {"steps": [5], "seed": [0, 1]}, {"steps": [10], "seed": [0, 1]},
         ]},
         "03_distillation": {"gradual-distilled": [
-            {"untaught": "control", "steps": [20]},
-            {"untaught": "control", "steps": [20], "teacher": ["control-steps10"], "seed": [0, 1]},
+            {"baseline": "control", "steps": [20]},
+            {"baseline": "control", "steps": [20], "teacher": ["control-steps10"], "seed": [0, 1]},
         ]},
     }}  # fmt: skip
-    monkeypatch.setattr(studies, "load", lambda study: content)
-    plan = studies.plan("mine")
-    assert plan["gradual-distilled-steps20-s90-seed0"].needs[1] == "control-steps5-seed0"
+    monkeypatch.setattr(study_files, "load", lambda study: content)
+    plan = expansion.plan("mine")
+    assert plan["gradual-distilled-steps20-s90-seed0"].depends_on[1] == "control-steps5-seed0"
     run = plan["gradual-distilled-control-steps10-steps20-s90-seed1"]
-    assert run.needs == ("dense-seed1", "control-steps10-seed1", "control-steps5-seed1")
-    assert studies.require("teacher", run.parameters | {"teacher": "control-steps7"}) is None
+    assert run.depends_on == ("dense-seed1", "control-steps10-seed1", "control-steps5-seed1")
+    assert execution.require("teacher", run.parameters | {"teacher": "control-steps7"}) is None
+
+
+def test_optional_leaves_out_one_variant_only(monkeypatch):
+    distilled = {"baseline": "control"}
+    optional = {"teacher": ["no/such-model"], "optional": True}
+    content = {"study": "mine", "notebooks": {
+        "01_baselines": {"dense": None, "control": None},
+        "03_distillation": {"gradual-distilled": [
+            distilled, distilled | {"teacher": ["dense"]}, distilled | optional,
+        ]},
+    }}  # fmt: skip
+    monkeypatch.setattr(study_files, "load", lambda study: content)
+    assert set(expansion.plan("mine")) == {
+        "dense-seed0", "control-seed0", "gradual-distilled-s90-seed0",
+        "gradual-distilled-dense-s90-seed0",
+    }  # fmt: skip
+    left_out = {"gradual-distilled-such-model": "no/such-model"}
+    assert expansion.missing_models("mine") == left_out
+    monkeypatch.setattr(expansion.hub, "is_available", lambda name: True)
+    assert "gradual-distilled-such-model-s90-seed0" in expansion.plan("mine")
+    assert expansion.missing_models("mine") == {}
 
 
 def test_unknown_study_names_those_there_are():
     with pytest.raises(
         ParameterError, match="study: 'pydoc' must be one of .*pydocs, pydocs-full, smoke"
     ):
-        studies.plan("pydoc")
+        expansion.plan("pydoc")
 
 
 def test_environment_yml_is_in_step_with_pyproject():
@@ -146,25 +169,25 @@ def test_constraints_pin_every_dependency():
 
 def test_a_run_made_with_another_text_is_not_built_upon():
     """Changing `data` but not the study name must not mix two texts."""
-    p = {"study": "smoke", "recipe": "gradual", "seed": 0, "sparsity": 0.9, "start": "dense"}
-    p |= {"model": "pydocs-base", "data": "mine.txt", "block": 64}
+    p = {"study": "smoke", "recipe": "gradual", "seed": 0, "sparsity": 0.9, "init_from": "dense"}
+    p |= {"model": "pydocs-base", "data": "mine.txt", "block_size": 64}
     theirs = p | {"recipe": "dense", "sparsity": 0.0, "data": "pydocs"}
-    records.write(records.open_run("01_baselines", theirs), metrics={})
-    assert studies.require("start", p | {"data": "pydocs"})["run"] == "dense-seed0"
+    records.write(records.open_run("01_baselines", theirs), **measured())
+    assert execution.require("init_from", p | {"data": "pydocs"})["run"] == "dense-seed0"
     with pytest.raises(
         ParameterError, match="data: 'mine.txt' differs from 'pydocs' of dense-seed0"
     ):
-        studies.require("start", p)
+        execution.require("init_from", p)
 
 
-def test_start_and_teacher_may_name_a_model_instead_of_a_run():
+def test_init_from_and_teacher_may_name_a_model_instead_of_a_run():
     p = {
         "study": "smoke",
         "recipe": "x",
         "seed": 0,
         "model": "pydocs-base",
-        "start": "",
+        "init_from": "",
         "teacher": "gpt2",
     }
-    assert studies.model_of("start", p) == "pydocs-base"
-    assert studies.model_of("teacher", p) == "gpt2"
+    assert execution.model_of("init_from", p) == "pydocs-base"
+    assert execution.model_of("teacher", p) == "gpt2"

@@ -9,25 +9,46 @@ import pytest
 import torch
 from conftest import tiny_gpt2
 
-from prunegpt_utils import distillation, masks, models, training
-from prunegpt_utils.data import windows
-from prunegpt_utils.parameters import ParameterError
-from prunegpt_utils.training import Plan, Pruning, train
+from prunegpt_utils import (
+    checkpoints,
+    evaluation,
+    losses,
+    masks,
+    modeling,
+    protocols,
+    pruner,
+    teacher_cache,
+    tokenization,
+    training,
+)
+from prunegpt_utils.config import TrainConfig
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.schedules import PruningSchedule
+from prunegpt_utils.tokenization import windows
+from prunegpt_utils.training import train
 
-PRUNED = Pruning(final=0.9, start=0.5, prune_until=0.5)
-PLAN = Plan(steps=20, lr=1e-2, batch=4, accumulate=2, alpha=0.5, temperature=2.0, pruning=PRUNED)
+PRUNED = PruningSchedule(final=0.9, start=0.5, prune_until=0.5)
+PLAN = TrainConfig(
+    steps=20,
+    lr=1e-2,
+    batch=4,
+    gradient_accumulation_steps=2,
+    alpha=0.5,
+    temperature=2.0,
+    pruning=PRUNED,
+)
 
 
 def run(folder, ids, plan=PLAN, dropout=0.1, seed=0, **options):
     model = tiny_gpt2(seed, dropout=dropout)
-    teacher = models.frozen_copy(tiny_gpt2(7))
+    teacher = modeling.frozen_copy(tiny_gpt2(7))
     result = train(model, windows(ids, 16), ids[:200], folder, plan, teacher, **options)
     return model, result
 
 
 def interrupted(monkeypatch, folder, ids, at, plan=PLAN):
     """Start a run with a checkpoint every step and kill it during step `at`."""
-    update, calls = training._Run.update, []
+    update, calls = training.Trainer.update, []
 
     def dies(self, lr):
         calls.append(lr)
@@ -36,7 +57,7 @@ def interrupted(monkeypatch, folder, ids, at, plan=PLAN):
         update(self, lr)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Run, "update", dies)
+        patch.setattr(training.Trainer, "update", dies)
         with pytest.raises(KeyboardInterrupt):
             run(folder, ids, plan, save_every=0)
 
@@ -51,30 +72,30 @@ def test_resume_is_bitwise(tmp_path, ids, monkeypatch, at, options):
     interrupted(monkeypatch, tmp_path / "cut", ids, at, plan)
     assert list((tmp_path / "cut").rglob("resume.safetensors"))
     resumed, again = run(tmp_path / "cut", ids, plan)
-    assert models.fingerprint(resumed) == models.fingerprint(whole)
+    assert modeling.fingerprint(resumed) == modeling.fingerprint(whole)
     assert again["history"] == result["history"] and again["best_step"] == result["best_step"]
     assert not list((tmp_path / "cut").rglob("resume.safetensors"))
 
 
 def test_a_finished_run_is_loaded_not_repeated(tmp_path, ids, monkeypatch):
     first, result = run(tmp_path, ids)
-    monkeypatch.setattr(training, "_loop", None)  # would raise if called
+    monkeypatch.setattr(training.Trainer, "loop", None)  # would raise if called
     second, again = run(tmp_path, ids)
-    assert models.fingerprint(first) == models.fingerprint(second) and again == result
+    assert modeling.fingerprint(first) == modeling.fingerprint(second) and again == result
 
 
 def test_the_same_training_in_two_processes_is_made_once(tmp_path, ids, monkeypatch):
     """The second one waits, as after a start that died while its notebook lived on."""
     _, result = run(tmp_path / "alone", ids)
-    loops, loop = [], training._loop
+    loops, loop = [], training.Trainer.loop
 
     def slow(*arguments):
         loops.append(1)
         time.sleep(0.3)  # long enough for the other one to come
         loop(*arguments)
 
-    monkeypatch.setattr(training, "_loop", slow)
-    two, teacher = [tiny_gpt2(dropout=0.1) for _ in range(2)], models.frozen_copy(tiny_gpt2(7))
+    monkeypatch.setattr(training.Trainer, "loop", slow)
+    two, teacher = [tiny_gpt2(dropout=0.1) for _ in range(2)], modeling.frozen_copy(tiny_gpt2(7))
     rest = (windows(ids, 16), ids[:200], tmp_path / "both", PLAN, teacher)
     with ThreadPoolExecutor(2) as pool:  # each opens the lock for itself, as processes do
         found = [future.result() for future in [pool.submit(train, m, *rest) for m in two]]
@@ -94,7 +115,7 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path, ids, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_file", full)
+        patch.setattr(checkpoints, "save_file", full)
         with pytest.raises(OSError, match="No space left"):
             run(tmp_path / "cut", ids, save_every=0)
     assert kept.read_bytes() == before
@@ -103,12 +124,10 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path, ids, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_a_lesson_kept_on_disk_teaches_the_same(tmp_path, ids, monkeypatch, precision):
+def test_a_teacher_cached_on_disk_teaches_the_same(tmp_path, ids, monkeypatch, precision):
     plan = replace(PLAN, precision=precision)
     _, live = run(tmp_path / "live", ids, plan)
-    monkeypatch.setattr(
-        distillation, "_write_lesson", watched := Mock(wraps=distillation._write_lesson)
-    )
+    monkeypatch.setattr(teacher_cache, "_compute", watched := Mock(wraps=teacher_cache._compute))
     for name in ("first", "second"):  # the second finds what the first wrote
         _, kept = run(tmp_path / name, ids, plan, cache=tmp_path / "cache")
         for ours, theirs in zip(kept["history"], live["history"], strict=True):
@@ -116,8 +135,8 @@ def test_a_lesson_kept_on_disk_teaches_the_same(tmp_path, ids, monkeypatch, prec
     assert watched.call_count == 1 and len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_a_lesson_too_large_to_keep_is_heard_live(tmp_path, ids, monkeypatch):
-    monkeypatch.setattr(distillation, "MOST_BYTES", 1000)
+def test_hidden_states_too_large_to_cache_are_computed_live(tmp_path, ids, monkeypatch):
+    monkeypatch.setattr(teacher_cache, "MAX_BYTES", 1000)
     live = run(tmp_path / "live", ids)[1]["history"]
     assert run(tmp_path / "large", ids, cache=tmp_path / "cache")[1]["history"] == live
     assert not (tmp_path / "cache").exists()
@@ -132,9 +151,9 @@ def test_other_arguments_are_another_run(tmp_path, ids):
 
 def test_sparsity_holds_through_momentum_save_and_reload(tmp_path, ids):
     model, result = run(tmp_path, ids)
-    assert masks.measure(model)["prunable"] == pytest.approx(0.9, abs=1e-3)
+    assert masks.measure_sparsity(model)["prunable"] == pytest.approx(0.9, abs=1e-3)
     (folder,) = tmp_path.iterdir()
-    assert masks.measure(models.load_model(folder)) == masks.measure(model)
+    assert masks.measure_sparsity(modeling.load_model(folder)) == masks.measure_sparsity(model)
     on_the_way = [row["sparsity"] for row in result["history"]]
     assert on_the_way == sorted(on_the_way) and on_the_way[-1] == 0.9
 
@@ -143,27 +162,36 @@ def test_best_weights_are_those_with_the_final_sparsity(tmp_path, ids):
     model, result = run(tmp_path, ids)
     final = [row for row in result["history"] if row["sparsity"] == 0.9]
     assert result["best_step"] == min(final, key=lambda row: row["nll"])["step"]
-    best = training.token_nll(model, ids[:200], training.slide(200, 16, 16)).double().mean()
+    best = (
+        evaluation.token_nll(model, ids[:200], protocols.rolling_windows(200, 16, 16))
+        .double()
+        .mean()
+    )
     assert float(best) == pytest.approx(min(row["nll"] for row in final), abs=1e-6)
 
 
 def test_no_steps_prunes_at_once(tmp_path, ids):
-    plan = Plan(steps=0, lr=1e-3, pruning=Pruning(final=0.7, start=0.7, prune_until=0.0))
+    plan = TrainConfig(
+        steps=0, lr=1e-3, pruning=PruningSchedule(final=0.7, start=0.7, prune_until=0.0)
+    )
     model, result = run(tmp_path, ids, plan)
-    assert masks.measure(model)["prunable"] == pytest.approx(0.7, abs=1e-3)
+    assert masks.measure_sparsity(model)["prunable"] == pytest.approx(0.7, abs=1e-3)
     assert result["tokens"] == 0 and result["history"] == []
 
 
 def test_equal_seeds_give_equal_weights_and_others_do_not(tmp_path, ids):
     prints = [
-        models.fingerprint(run(tmp_path / name, ids, replace(PLAN, seed=seed))[0])
+        modeling.fingerprint(run(tmp_path / name, ids, replace(PLAN, seed=seed))[0])
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     ]
     assert prints[0] == prints[1] != prints[2]
 
 
 def test_accumulation_equals_one_large_batch(tmp_path, ids):
-    plans = [Plan(steps=5, lr=1e-3, batch=b, accumulate=a) for b, a in ((8, 1), (2, 4))]
+    plans = [
+        TrainConfig(steps=5, lr=1e-3, batch=b, gradient_accumulation_steps=a)
+        for b, a in ((8, 1), (2, 4))
+    ]
     histories = [run(tmp_path / str(p.batch), ids, p, dropout=0.0)[1]["history"] for p in plans]
     for ours, theirs in zip(*histories, strict=True):
         assert ours["nll"] == pytest.approx(theirs["nll"], abs=1e-4)
@@ -171,22 +199,22 @@ def test_accumulation_equals_one_large_batch(tmp_path, ids):
 
 
 def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, ids, monkeypatch):
-    update = training._Run.update
+    update = training.Trainer.update
 
     def poison(self, lr):
         update(self, lr)
-        if self.step == 6:
+        if self.state.step == 6:
             self.model.transformer.ln_f.weight.data[0] = math.nan
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Run, "update", poison)
+        patch.setattr(training.Trainer, "update", poison)
         with pytest.raises(
             FloatingPointError, match="loss: nan at step 7; the checkpoint of step 5"
         ):
             run(tmp_path / "cut", ids, save_every=0)
     resumed, _ = run(tmp_path / "cut", ids)
     whole, _ = run(tmp_path / "whole", ids)
-    assert models.fingerprint(resumed) == models.fingerprint(whole)
+    assert modeling.fingerprint(resumed) == modeling.fingerprint(whole)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path, ids, monkeypatch):
@@ -202,47 +230,47 @@ def test_fisher_scores_use_what_training_knows(tmp_path, ids):
     plan = replace(PLAN, pruning=replace(PRUNED, criterion="fisher"))
     by_fisher, _ = run(tmp_path, ids, plan)
     by_size, _ = run(tmp_path, ids)
-    assert masks.measure(by_fisher)["prunable"] == pytest.approx(0.9, abs=1e-4)
-    assert masks.by_matrix(by_fisher) != masks.by_matrix(by_size)
+    assert masks.measure_sparsity(by_fisher)["prunable"] == pytest.approx(0.9, abs=1e-4)
+    assert masks.sparsity_by_matrix(by_fisher) != masks.sparsity_by_matrix(by_size)
 
 
 def test_every_token_is_seen_once_an_epoch():
-    rows = [row for index in range(25) for row in training.batch_rows(50, 4, index, seed=3)]
+    rows = [row for index in range(25) for row in tokenization.batch_indices(50, 4, index, seed=3)]
     assert sorted(rows[:50]) == sorted(rows[50:]) == list(range(50)) and rows[:50] != rows[50:]
 
 
 def test_learning_rate_rises_then_falls_to_zero():
-    plan = Plan(steps=100, lr=1.0, warmup=0.1)
-    factors = [training.lr_factor(step, plan) for step in range(100)]
+    plan = TrainConfig(steps=100, lr=1.0, warmup=0.1)
+    factors = [plan.lr_at(step) for step in range(100)]
     assert factors[0] < 0.1 and max(factors) == factors[10] == 1.0 and factors[-1] < 0.001
     assert factors[10:] == sorted(factors[10:], reverse=True)
 
 
 def test_each_round_removes_a_share_and_rewinds_the_learning_rate():
-    plan = Plan(steps=90, lr=1.0, pruning=Pruning(final=0.875, rounds=3))
+    plan = TrainConfig(steps=90, lr=1.0, pruning=PruningSchedule(final=0.875, rounds=3))
     held = [plan.pruning.sparsity(step, 90) for step in (0, 29, 30, 60, 89, 90)]
     assert held == pytest.approx([0.5, 0.5, 0.75, 0.875, 0.875, 0.875])
-    factors = [training.lr_factor(step, plan) for step in range(90)]
+    factors = [plan.lr_at(step) for step in range(90)]
     assert factors[30:60] == pytest.approx(factors[:30])
     assert factors[60:] == pytest.approx(factors[:30])
     assert factors[29] < 0.1 < 0.9 < factors[32]
 
 
-REGROWING = replace(PLAN, pruning=replace(PRUNED, regrow=0.1, start=0.9, prune_until=0.8))
+REGROWING = replace(PLAN, pruning=replace(PRUNED, regrow_decay=0.1, start=0.9, prune_until=0.8))
 
 
 def test_removed_weights_may_return_until_pruning_ends(tmp_path, ids, monkeypatch):
-    drawn, make = [], training.prune
+    drawn, make = [], pruner.prune
 
     def watch(*arguments):
         drawn.append(make(*arguments))
         return drawn[-1]
 
-    monkeypatch.setattr(training, "prune", watch)
+    monkeypatch.setattr(pruner, "prune", watch)
     model, result = run(tmp_path, ids, REGROWING)
     first, last = drawn[0], drawn[-1]
     assert any((last[name] & ~first[name]).any() for name in last)  # some came back
-    assert masks.measure(model)["prunable"] == pytest.approx(0.9, abs=1e-3)
+    assert masks.measure_sparsity(model)["prunable"] == pytest.approx(0.9, abs=1e-3)
     assert {row["sparsity"] for row in result["history"]} == {0.9}
 
 
@@ -250,13 +278,13 @@ def test_regrowth_resumes_to_the_same_bits(tmp_path, ids, monkeypatch):
     whole, _ = run(tmp_path / "whole", ids, REGROWING)
     interrupted(monkeypatch, tmp_path / "cut", ids, 5, REGROWING)
     resumed, _ = run(tmp_path / "cut", ids, REGROWING)
-    assert models.fingerprint(resumed) == models.fingerprint(whole)
+    assert modeling.fingerprint(resumed) == modeling.fingerprint(whole)
 
 
 def test_states_teach_the_same_model_nothing(ids):
     model = tiny_gpt2()
-    plan, rows = Plan(1, 1e-3, alpha=1.0, divergence="hidden"), ids[None, :17]
-    loss = training.batch_loss(model, rows, plan, models.frozen_copy(model))
+    plan, rows = TrainConfig(1, 1e-3, alpha=1.0, kd_loss="hidden_mse"), ids[None, :17]
+    loss = losses.batch_loss(model, rows, plan, modeling.frozen_copy(model))
     assert float(loss) == 0 and loss.requires_grad
-    other = training.batch_loss(model, rows, plan, models.frozen_copy(tiny_gpt2(seed=5)))
+    other = losses.batch_loss(model, rows, plan, modeling.frozen_copy(tiny_gpt2(seed=5)))
     assert float(other) > 0.1

@@ -12,7 +12,9 @@ import torch
 from conftest import ROOT, WIKITEXT
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from prunegpt_utils import data, studies, tables
+from prunegpt_utils import corpora
+from prunegpt_utils.report import frames
+from prunegpt_utils.runs import expansion
 
 
 def snapshot(cache, kind, repository):
@@ -38,7 +40,7 @@ def cache(tmp_path):
     rows = pd.read_parquet(file)["text"].tolist()
     texts = snapshot(tmp_path, "dataset", "Salesforce/wikitext") / "wikitext-2-raw-v1"
     texts.mkdir()
-    for split, some in zip(data.SPLITS, (rows[:22], rows[100:125], rows[200:225]), strict=True):
+    for split, some in zip(corpora.SPLITS, (rows[:22], rows[100:125], rows[200:225]), strict=True):
         pd.DataFrame({"text": some}).to_parquet(texts / f"{split}-00000-of-00001.parquet")
     return tmp_path
 
@@ -54,14 +56,14 @@ def test_make_study_fills_the_table_offline(cache, runs_folder):
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "left out: taught-by-xl, which needs gpt2-xl" in done.stdout
+    assert "left out: gradual-distilled-gpt2-xl, which needs gpt2-xl" in done.stdout
     assert "needs gpt2-xl" in done.stdout.split("published")[1]
     files = sorted((runs_folder / "wikitext-2" / "records").glob("*.json"))
     found = [json.loads(file.read_text()) for file in files]
-    assert {record["run"] for record in found} == set(studies.plan("wikitext-2"))
+    assert {record["run"] for record in found} == set(expansion.plan("wikitext-2"))
     for record in found:
-        assert record["protocol"]["name"] == "run_clm" and record["protocol"]["block"] == 1024
+        assert record["protocol"]["name"] == "run_clm" and record["protocol"]["block_size"] == 1024
         assert record["model"]["revision"] == record["data"]["revision"] == "0" * 40
-    table = tables.frame(found, published={"dense": 21.76})
-    taught = table[table.recipe == "gradual-distilled"].sparsity.tolist()
-    assert taught == pytest.approx([0.5, 0.8, 0.9], abs=1e-3)
+    table = frames.frame(found, published={"dense": 21.76})
+    distilled = table[table.recipe == "gradual-distilled"].sparsity.tolist()
+    assert distilled == pytest.approx([0.5, 0.8, 0.9], abs=1e-3)

@@ -1,0 +1,85 @@
+"""How to train: one object that notebooks make from their parameters and the loop reads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from prunegpt_utils.distributed import choose_precision
+from prunegpt_utils.schedules import PruningSchedule, count_steps, lr_factor
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        steps: optimizer steps, each over batch * gradient_accumulation_steps windows.
+        lr: peak learning rate, reached after `warmup` * steps, then decays to 0.
+        batch: windows a micro-batch.  gradient_accumulation_steps: micro-batches a step.
+        lr_schedule: cosine or linear.  weight_decay: on matrices that are not being pruned.
+        max_grad_norm: largest norm of the gradient.  seed: of the windows' order and of dropout.
+        precision: float32 or bf16 (autocast; the weights stay float32).
+        alpha, temperature, kd_loss: of the teacher, see `losses.token_losses` and `batch_loss`.
+        evaluations: times the validation text is scored on the way.
+        pruning: PruningSchedule, or None to leave the weights alone.
+    """
+
+    steps: int
+    lr: float
+    batch: int = 16
+    gradient_accumulation_steps: int = 1
+    warmup: float = 0.05
+    lr_schedule: str = "cosine"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    precision: str = "float32"
+    alpha: float = 0.0
+    temperature: float = 1.0
+    kd_loss: str = "forward_kl"
+    evaluations: int = 6
+    pruning: PruningSchedule | None = None
+
+    @classmethod
+    def from_parameters(
+        cls, p: Mapping, windows: torch.Tensor, **overrides: object
+    ) -> "TrainConfig":
+        """From the parameters of a notebook, which may lack those that it does not use.
+
+        The peak learning rate is lr / (1 - sparsity)^lr_scaling: a sparse model wants a larger
+        one. Cosine decay follows a warm-up over 5 % of the steps, linear decay has none.
+
+        Args:
+            p: {name: value}, checked.  windows: training windows, to count the steps of an epoch.
+            overrides: attributes that are not what the parameters say.
+        """
+        sparsity, schedule = p.get("sparsity", 0.0), p.get("lr_schedule", "cosine")
+        batch = p["batch"] * p.get("gradient_accumulation_steps", 1)
+        values = {
+            "steps": count_steps(p["steps"], p.get("epochs", 0.0), len(windows), batch),
+            "lr": p["lr"] / (1 - sparsity) ** p.get("lr_scaling", 0.0),
+            "warmup": p.get("warmup", 0.05 if schedule == "cosine" else 0.0),
+            "precision": choose_precision(p.get("precision", "auto")),
+            "pruning": pruning_schedule(p) if sparsity else None,
+        }
+        same = {name: p[name] for name in cls.__dataclass_fields__ if name in p}
+        return cls(**same | values | overrides)
+
+    @property
+    def windows_per_step(self) -> int:
+        """Training windows that one optimizer step reads."""
+        return self.batch * self.gradient_accumulation_steps
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step."""
+        rounds = self.pruning.rounds if self.pruning else 0
+        return self.lr * lr_factor(step, self.steps, self.warmup, self.lr_schedule, rounds)
+
+
+def pruning_schedule(p: Mapping) -> PruningSchedule:
+    """From the parameters of a notebook; the first cut takes no more than the last."""
+    names = ("prune_from", "prune_until", "scope", "criterion", "rounds", "regrow_decay")
+    given = {name: p[name] for name in names if name in p}
+    start = min(p.get("sparsity_start", 0.0), p["sparsity"])
+    return PruningSchedule(final=p["sparsity"], start=start, **given)

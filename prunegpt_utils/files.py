@@ -1,0 +1,73 @@
+"""Files that are there whole or not at all, and locks that vanish with the process holding them."""
+
+import contextlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Write a file or folder beside its place; it is put there in one step when the block ends.
+
+    Yields a path to write to, of the same name. The folder of `path` is made, what is there already
+    is replaced; if the block fails, `path` stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent) as folder:
+        part = Path(folder, path.name)
+        yield part
+        if path.is_dir():  # a folder that holds something cannot be replaced in one step
+            path.rename(Path(folder, "replaced"))
+        part.replace(path)
+
+
+def cached_json(make: Callable, path: Path) -> Any:
+    """`make()`, read from the JSON file `path` from the second call on."""
+    if not path.exists():
+        with atomic_path(path) as part:
+            part.write_text(json.dumps(make()), "utf-8")
+    return json.loads(path.read_text("utf-8"))
+
+
+@contextlib.contextmanager
+def acquire(path: Path, wait: bool = True, inherited: bool = False) -> Iterator[str]:
+    """Hold a lock file while the block runs.
+
+    Args:
+        path: of the file; made if need be, and stays.  wait: for another process that holds it.
+        inherited: whether programs that this one starts with its open files hold the lock as well.
+
+    Yields:
+        empty, or if the lock was not to be had at once, which process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        file.seek(0)
+        os.set_inheritable(file.fileno(), inherited)
+        holder = "" if _lock(file, wait=False) else file.read().strip() or "another process"
+        if holder and wait:
+            _lock(file)
+        if wait or not holder:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+        yield holder
+
+
+def _lock(file, wait=True):
+    """Whether the lock is ours now; where files cannot be locked, every process may go on."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # Windows, or a file system without locks
+        pass
+    return True

@@ -1,0 +1,1 @@
+"""What people see: frames, tables, figures, pages, model cards."""

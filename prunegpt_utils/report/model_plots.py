@@ -1,0 +1,93 @@
+"""Figures of one model: how it was trained, which of its weights are zero, how fast it is."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from prunegpt_utils.report.figure_files import log_axes, percent_axis
+
+
+def training_history(histories: dict) -> Figure:
+    """Validation perplexity and sparsity on the way: {label: (rows of history, colour)}."""
+    pruned = any(row["sparsity"] for rows, _ in histories.values() for row in rows)
+    figure, panels = plt.subplots(
+        1 + pruned, 1, sharex=True, squeeze=False, figsize=(7.4, 3.4 + 1.5 * pruned),
+        height_ratios=[3, 1][: 1 + pruned],
+    )  # fmt: skip
+    above, *below = panels[:, 0]
+    for label, (rows, colour) in histories.items():
+        table, style = pd.DataFrame(rows), {"marker": "o", "color": colour, "markersize": 4}
+        above.plot(table.step, np.exp(table.nll), label=label, **style)
+        for axes in below:
+            axes.plot(table.step, table.sparsity, **style)
+    log_axes(above, ylabel="validation perplexity")
+    above.legend(fontsize=9.5)
+    for axes in below:
+        axes.set(ylabel="sparsity", ylim=(0, 1.05))
+        percent_axis(axes.yaxis)
+    panels[-1, 0].set_xlabel("optimizer steps")
+    figure.align_ylabels()
+    return figure
+
+
+def layer_profile(percents: dict[str, float], title: str, top: float | None = 100) -> Figure:
+    """Heat map of a percentage of every matrix: a row a block, a column a kind of matrix.
+
+    Args:
+        percents: {name of a matrix: number}.
+        top: what is drawn darkest; None: the largest number.
+    """
+    shares = pd.Series(percents)
+    names = shares.index.str.extract(r"(?:^|\.)(\d+)\.(.+)\.")  # h.0.mlp.c_fc.weight: 0, mlp.c_fc
+    cells = shares.set_axis([names[0].astype(int), names[1]]).unstack()[names[1].unique()]
+    figure, axes = plt.subplots(figsize=(1.6 * cells.shape[1] + 1.2, 0.45 * len(cells) + 1.4))
+    sns.heatmap(
+        cells.values, ax=axes, annot=True, fmt=".1f", cmap="Blues", vmin=0, vmax=top, cbar=False,
+        xticklabels=cells.columns, yticklabels="block " + cells.index.astype(str), linewidths=1.5,
+    )  # fmt: skip
+    axes.set_title(title)
+    axes.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def mask_picture(masks: list, titles: list[str]) -> Figure:
+    """Masks as pictures, kept weights dark: a panel a mask, all of shape (rows, columns)."""
+    figure, axes = plt.subplots(1, len(masks), figsize=(3.6 * len(masks), 3.5), squeeze=False)
+    for panel, mask, title in zip(axes[0], masks, titles, strict=True):
+        panel.imshow(mask.cpu(), cmap="Blues", vmin=0, vmax=1.15, interpolation="nearest")
+        panel.set_title(title, fontsize=10.5)
+        panel.set(xticks=[], yticks=[])
+    figure.tight_layout()
+    return figure
+
+
+def speed_by_share(table: pd.DataFrame) -> Figure:
+    """How many times as fast as dense, against the share of weights removed; break-even marked.
+
+    Args:
+        table: DataFrame with removed_share, kind (sparse or narrow), use, and `times as fast`.
+    """
+    figure, axes = plt.subplots(figsize=(7.6, 4.6))
+    styles = {"writing": ("#0072B2", "o"), "reading": ("#D55E00", "s")}
+    for (kind, use), rows in table.groupby(["kind", "use"], sort=False):
+        colour, marker = styles[use]
+        x, y = rows.removed_share.to_numpy(), rows["times as fast"].to_numpy()
+        dashes = "-" if kind == "sparse" else "--"
+        axes.plot(x, y, dashes, color=colour, marker=marker, label=f"{kind}, {use}")
+        log = np.log(y)
+        if log[0] < 0 < log[-1]:  # share and log speed, interpolated where the line is crossed
+            even = np.interp(0, log, x)
+            axes.annotate(
+                f"breaks even at {100 * even:.0f} %", (even, 1), (8, -16), color=colour,
+                textcoords="offset points", fontsize=9.5,
+            )  # fmt: skip
+    axes.axhline(1, color="#000000", linewidth=1.2, linestyle=(0, (6, 3)))
+    axes.text(0.34, 0.985, "dense", va="top", fontsize=9.5)
+    log_axes(
+        axes, percent=True, xlabel="share of the block weights gone",
+        ylabel="times as fast as dense", title="What pays, on this processor",
+    )  # fmt: skip
+    axes.legend(loc="upper left")
+    return figure

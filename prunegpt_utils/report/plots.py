@@ -1,0 +1,241 @@
+"""Figures that compare runs: each function takes data frames and returns a figure."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
+
+from prunegpt_utils.report.figure_files import INK, log_axes, plain_log_axis
+from prunegpt_utils.report.frames import pareto_front, summary
+from prunegpt_utils.report.methods import CRITERIA, METHODS, style_of
+from prunegpt_utils.report.statistics import half_width
+
+CONTROL_DASHES = (0, (6, 3))
+PERPLEXITY, SPARSITY = "validation perplexity", "sparsity of the block matrices"
+CUT_ONCE = "Cut once, nothing retrained"
+
+
+def perplexity_by_sparsity(table: pd.DataFrame, curves: pd.DataFrame, title: str) -> Figure:
+    """The answer in one picture: perplexity (log) against sparsity, a line a method.
+
+    Args:
+        table: of `frames.frame`.  curves: of `frames.one_shot_curves`.
+    """
+    figure, axes = plt.subplots(figsize=(7.4, 4.8))
+    means = summary(table)
+    control = means[means.recipe == "control"]
+    floor = (control if len(control) else means).perplexity.min()
+    _line(axes, _curve(curves, "global", "fisher"), METHODS["one-shot"], linestyle=":")
+    drawn = ("original", "narrow", "narrow-distilled", "gradual", "gradual-distilled")
+    for recipe in (*drawn, "two-four", "two-four-distilled"):
+        rows = means[means.recipe == recipe].set_index("sparsity").sort_index()
+        if len(rows):
+            _line(axes, rows.perplexity, METHODS[recipe])
+            _band(axes, rows, METHODS[recipe][1])
+    top = means[means.recipe != "one-shot"].perplexity.max()
+    log_axes(
+        axes, percent=True, xlim=(0, 1.0), ylim=(floor * 0.88, max(top * 1.5, floor * 4)),
+        title=title, xlabel=SPARSITY, ylabel=f"{PERPLEXITY} (lower is better)",
+    )  # fmt: skip
+    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.97), fontsize=9.5)
+    _levels(axes, means)  # after the legend, which is not to repeat them
+    return figure
+
+
+def _curve(curves, scope, criterion):
+    """Mean perplexity by sparsity, a Series."""
+    rows = curves[(curves.scope == scope) & (curves.criterion == criterion)]
+    return rows.groupby("sparsity").perplexity.mean()
+
+
+def _line(axes, curve, style, markersize=6, **options):
+    """Draw a Series against its index."""
+    label, colour, marker = style
+    axes.plot(curve, marker=marker, color=colour, label=label, markersize=markersize, **options)
+
+
+def _band(axes, rows, colour):
+    """One standard deviation over seeds to both sides."""
+    if rows.spread.notna().any():
+        low, high = rows.perplexity - rows.spread, rows.perplexity + rows.spread
+        axes.fill_between(rows.index, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _levels(axes, means):
+    """The dense models, each a level line with its name on it."""
+    for recipe, dashes in (("zero-shot", (0, (1, 2))), ("control", CONTROL_DASHES)):
+        level, below = means[means.recipe == recipe].perplexity.mean(), recipe == "control"
+        if level == level:  # not NaN: the study has it
+            label, colour, _ = METHODS[recipe]
+            axes.axhline(level, color=colour, linestyle=dashes, lw=1.4, label=label)
+            height, side = (level * 0.985, "top") if below else (level * 1.015, "bottom")
+            axes.text(0.01, height, label, color=colour, fontsize=9.5, va=side)
+
+
+COSTS = {  # column of `frames.costs` -> (unit, label of the axis, title, what the front beats)
+    "bytes": (
+        1e6, "megabytes: values that are not zero, and a bit a weight to find them",
+        "What a byte buys", "smaller"),
+    "time": (
+        1, "time to write a token, 1 = dense; measured on a model of GPT-2's shape",
+        "What a millisecond buys", "faster"),
+}  # fmt: skip
+
+
+def perplexity_by_cost(costs: pd.DataFrame, cost: str) -> Figure:
+    """What compression costs: perplexity (log) against bytes or time, what nothing beats ringed.
+
+    Args:
+        costs: of `frames.costs`.  cost: key of `COSTS`.
+    """
+    figure, axes = plt.subplots(figsize=(7.4, 4.8))
+    unit, label, title, better = COSTS[cost]
+    costs = costs.assign(x=costs[cost] / unit).dropna(subset=cost)
+    for _, rows in costs.groupby("recipe", sort=False):
+        _line(axes, rows.set_index("x").perplexity, _style(rows))
+    best = costs[pareto_front(costs, cost)].sort_values("x")
+    axes.plot(
+        best.x, best.perplexity, "o", color=INK, fillstyle="none", markersize=13,
+        label=f"Pareto front: nothing is both {better} and better",
+    )  # fmt: skip
+    for row in best.itertuples():
+        axes.annotate(
+            f"{100 * row.sparsity:.0f} %" if row.sparsity else "dense", (row.x, row.perplexity),
+            (-8, -13), textcoords="offset points", fontsize=9, ha="right",
+        )  # fmt: skip
+    low = 0.85 * costs.perplexity.min()  # room for the last label
+    log_axes(axes, xlabel=label, ylabel=PERPLEXITY, title=title, xlim=(0, None), ylim=(low, None))
+    axes.legend(fontsize=9)
+    return figure
+
+
+def _style(rows):
+    """Label, colour and marker of rows of one recipe."""
+    return style_of(*rows[["base_recipe", "axes"]].iloc[0])
+
+
+def perplexity_by_steps(table: pd.DataFrame, title: str) -> Figure:
+    """Perplexity against the length of training, both logarithmic, a line a recipe.
+
+    Args:
+        table: of `frames.by_steps`.
+    """
+    figure, axes = plt.subplots(figsize=(7.4, 4.6))
+    for _, rows in table.groupby("recipe", sort=False):
+        # a variant of a recipe is hollow
+        face = {"markerfacecolor": "white"} if rows["axes"].iloc[0] else {}
+        _line(axes, rows.groupby("steps").perplexity.mean(), _style(rows), **face)
+    ylabel, xlabel = f"{PERPLEXITY} (lower is better)", "optimizer steps after fine-tuning"
+    log_axes(axes, xscale="log", title=title, xlabel=xlabel, ylabel=ylabel)
+    steps = sorted(table.steps.unique())
+    axes.set_xticks(steps, [f"{step:,}" for step in steps])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.legend(fontsize=9.5)
+    return figure
+
+
+def one_shot_curves(curves: pd.DataFrame) -> Figure:
+    """Perplexity (log) against sparsity when nothing is retrained, a line a score and scope."""
+    figure, axes = plt.subplots(figsize=(7.4, 4.2))
+    styles = {
+        ("global", "random"): ("at random", "#CC79A7", "v", "-"),
+        ("global", "magnitude"): ("magnitude, of all matrices together", "#E69F00", "o", "-"),
+        ("uniform", "magnitude"): ("magnitude, in each matrix", "#E69F00", "s", "--"),
+        ("uniform", "fisher"): ("Fisher, in each matrix", "#0072B2", "s", "--"),
+        ("global", "fisher"): ("Fisher, of all matrices together", "#0072B2", "o", "-"),
+    }
+    for (scope, criterion), (*style, dashes) in styles.items():
+        _line(axes, _curve(curves, scope, criterion), style, markersize=5, linestyle=dashes)
+    log_axes(axes, percent=True, xlabel=SPARSITY, ylabel=PERPLEXITY, title=CUT_ONCE)
+    axes.legend(fontsize=9.5)
+    return figure
+
+
+def criteria_curves(table: pd.DataFrame) -> Figure:
+    """Perplexity (log) against sparsity after one cut, a line a criterion and scope.
+
+    Args:
+        table: DataFrame with criterion, scope, sparsity, perplexity.
+    """
+    figure, axes = plt.subplots(figsize=(7.6, 4.8))
+    for criterion in dict.fromkeys([*CRITERIA, *table.criterion]):
+        label, *look = CRITERIA.get(criterion, (criterion, "#000000", "P"))
+        for scope in table[table.criterion == criterion].scope.unique():
+            curve, dashes = _curve(table, scope, criterion), "-" if scope == "global" else "--"
+            _line(axes, curve, (f"{label}, {scope}", *look), markersize=5.5, linestyle=dashes)
+    log_axes(axes, percent=True, xlabel=SPARSITY, ylabel=PERPLEXITY, title=CUT_ONCE)
+    axes.legend(fontsize=9.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def before_and_after(rows: pd.DataFrame, control: float, title: str) -> Figure:
+    """Perplexity (log) right after the cut and after retraining: a panel a level.
+
+    Args:
+        rows: of `frames.with_one_shot`.  control: perplexity of the dense control.
+    """
+    levels, drawn = list(rows.level.unique()), []
+    styles = CRITERIA | {method: METHODS[method] for method in ("gradual", "gradual-distilled")}
+    size = (3.1 * len(levels), 4.6)
+    figure, panels = plt.subplots(1, len(levels), figsize=size, sharey=True, squeeze=False)
+    for axes, level in zip(panels[0], levels, strict=True):
+        panel = level.replace(" %", " % gone")
+        axes.axvline(control, color=INK, linestyle=CONTROL_DASHES, linewidth=1.3)
+        drawn.append((panel, "dense control", "the end", control))
+        drawn += _both_ends(axes, rows[rows.level == level], styles, panel)
+        axes.set(xscale="log", xlabel=PERPLEXITY, title=panel)
+        plain_log_axis(axes.xaxis)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.grid(visible=False, axis="y")
+    panels[0, 0].set_yticks(range(len(styles)), [name for name, *_ in reversed(styles.values())])
+    figure.drawn = pd.DataFrame(drawn, columns=["panel", "series", "x", "y"])
+    handles = [
+        Line2D([], [], marker="o", color=INK, ls="", fillstyle="none", label="right after the cut"),
+        Line2D([], [], marker="o", color=INK, ls="", label="retrained"),
+        Line2D([], [], color=INK, linestyle=CONTROL_DASHES, label="dense control"),
+    ]
+    figure.legend(handles=handles, loc="upper right", ncols=3, fontsize=9.5)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.tight_layout()
+    return figure
+
+
+def _both_ends(axes, rows, styles, panel):
+    """Draw the means of each method; return what was drawn, for the figure's data."""
+    drawn = []
+    for place, (method, (name, colour, marker)) in enumerate(reversed(styles.items())):
+        mine = rows[rows.method == method]
+        values = [mine.one_shot.mean(), mine.perplexity.mean()]
+        axes.plot(values, [place, place], color=colour, alpha=0.45, linewidth=2)
+        for end, value, fill in zip(("the cut", "the end"), values, ("none", "full"), strict=True):
+            axes.plot(value, place, marker, color=colour, fillstyle=fill, markersize=8)
+            drawn += [(panel, name, end, value)] if value == value else []
+    return drawn
+
+
+def changes(rows: pd.DataFrame, title: str) -> Figure:
+    """What each change to a recipe does: a line a change, its mean dark, each seed light.
+
+    Blue is better, orange is worse, and grey is what the seeds cannot tell from no change: the 95 %
+    interval of `statistics.half_width` holds zero.
+
+    Args:
+        rows: DataFrame with change, seed and percent (difference of perplexity), in order.
+    """
+    names = list(rows.change.unique())
+    figure, axes = plt.subplots(figsize=(8.0, 0.34 * len(names) + 1.3))
+    for place, name in enumerate(reversed(names)):
+        values = rows[rows.change == name].percent
+        significant = abs(values.mean()) > half_width(values)
+        colour = "#999999" if not significant else "#0072B2" if values.mean() < 0 else "#D55E00"
+        axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.35, markersize=5)
+        axes.plot([0, values.mean()], [place, place], color=colour, linewidth=2)
+        axes.plot(values.mean(), place, "D", color=colour, markersize=6.5)
+    axes.axvline(0, color="#000000", linewidth=1.2)
+    axes.set_yticks(range(len(names)), reversed(names))
+    axes.set(xlabel="change of validation perplexity, % (left is better)", title=title)
+    axes.grid(visible=False, axis="y")
+    drawn = rows.assign(panel=title, series=rows.change, x="seed " + rows.seed.astype(str))
+    figure.drawn = drawn.rename(columns={"percent": "y"})[["panel", "series", "x", "y"]]
+    return figure

@@ -1,0 +1,1 @@
+"""What to run: parameters, study files, records, execution, validation."""

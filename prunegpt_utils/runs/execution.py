@@ -1,0 +1,68 @@
+"""Make a run: its notebook in a kernel of its own; and find the runs that others need."""
+
+from pathlib import Path
+
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.runs import expansion, paths, records, study_files
+
+
+def require(ref: str, p: dict) -> dict | None:
+    """Record of the run that parameter `ref` names; a notebook makes it if it is not there yet.
+
+    `ref` is one of `expansion.RUN_REFS`, `p` are the checked parameters of the run that asks. None
+    if the parameter names no run. The run's model is models/<run> in the study's folder.
+
+    Raises:
+        ParameterError: the run was made with another model, text, block size or protocol.
+    """
+    try:
+        content = study_files.load(p["study"])
+    except ParameterError:  # a study of the reader's own: made like the default one
+        content = study_files.load("pydocs") | {"study": p["study"]}
+        shared = (*expansion.SHARED, "batch", "gradient_accumulation_steps")
+        content["parameters"] = {key: p[key] for key in shared if key in p}
+    spec = expansion.resolve(content, ref, p)
+    if spec is None:
+        return None
+    folder = paths.study_folder(p["study"])
+    path = folder / "records" / f"{spec.name}.json"
+    if not path.exists():
+        execute(spec, folder)
+    record = records.read(path)
+    for key in expansion.SHARED:
+        theirs, ours = record["parameters"].get(key), p.get(key)
+        if ours != theirs and None not in (ours, theirs):
+            allowed = f"differs from {theirs!r} of {spec.name}, which this run needs"
+            raise ParameterError(key, ours, f"{allowed}; choose another study name")
+    return record
+
+
+def model_of(ref: str, p: dict) -> str | Path:
+    """The model that a parameter names, or `model` if it is empty: a folder, or a name to load."""
+    ref = ref if p[ref] else "model"
+    record = require(ref, p)
+    return paths.study_folder(p["study"]) / "models" / record["run"] if record else p[ref]
+
+
+def execute(spec: expansion.RunSpec, folder: Path) -> None:
+    """Run a notebook in a kernel of its own, exactly as a study would."""
+    import papermill
+
+    from prunegpt_utils.distributed import processes
+
+    if processes().num_processes > 1:
+        allowed = "must be there before a run on several processes that needs it"
+        raise ParameterError("run", spec.name, allowed)
+    print(f"{spec.name} is not there yet; {spec.notebook} makes it, once")
+    source = paths.ROOT / "notebooks" / f"{spec.notebook}.ipynb"
+    target = folder / "notebooks" / f"{spec.name}.ipynb"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            source, target, spec.parameters, kernel_name="python3", progress_bar=False,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        if error.ename == "ParameterError":
+            raise ParameterError(error.evalue) from error
+        raise RuntimeError(f"{spec.name} failed: {error.ename}: {error.evalue}") from error

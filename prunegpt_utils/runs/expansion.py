@@ -1,0 +1,246 @@
+"""From a study file to its runs: where axes become runs, and where runs get their names."""
+
+import collections
+import functools
+import graphlib
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import yaml
+
+from prunegpt_utils import hub
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.runs import parameters, paths, study_files
+
+# Parameters that name another run by its recipe.
+RUN_REFS = ("model", "init_from", "teacher", "one_shot_run", "baseline")
+# Parameters in which all runs of a study agree, so that one may use the models of another.
+SHARED = ("model", "data", "block_size", "protocol")
+
+_FRACTIONS = {"sparsity": "s", "neuron_sparsity": "n", "head_sparsity": "h"}  # in a run's name
+# Names of runs outlive those of parameters: what these are called in them.
+_LABELS = {
+    "block_size": "block", "gradient_accumulation_steps": "accumulate", "regrow_decay": "regrow",
+    "layer_sparsity": "one_sparsity", "forward_kl": "forward", "reverse_kl": "reverse",
+    "hidden_mse": "hidden",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run to be made: a notebook at some parameters."""
+
+    name: str
+    notebook: str
+    parameters: dict
+    depends_on: tuple = ()  # names of the runs whose models or records it reads
+    base_recipe: str = ""  # its recipe without axes
+    axes: dict = field(default_factory=dict)  # {parameter: value}, those in its recipe's name
+
+    def as_yaml(self) -> str:
+        """The parameters on one line, for `papermill --parameters_yaml`."""
+        # not JSON, whose 5e-05 YAML takes for a text
+        return yaml.safe_dump(self.parameters, default_flow_style=True, width=float("inf")).strip()
+
+
+def run_name(values: Mapping) -> str:
+    """`<recipe>[-s<percent>][-n<percent>][-h<percent>]-seed<k>`: weights, neurons, heads gone."""
+    shares = {letter: values.get(key, 0) for key, letter in _FRACTIONS.items()}
+    percents = "".join(f"-{letter}{100 * share:g}" for letter, share in shares.items() if share)
+    return f"{values['recipe']}{percents}-seed{values['seed']}"
+
+
+def variant_name(base_recipe: str, axes: Mapping) -> str:
+    """What a recipe is called at some values of its axes, such as `gradual-lr0.004`."""
+    return "-".join(filter(None, [base_recipe, *(_label(*pair) for pair in axes.items())]))
+
+
+def _label(key, value):
+    """What an axis adds to a name: a text itself, a number behind the parameter's name."""
+    # `run_name` takes care of these, or they are no axis of a recipe
+    if key in ("recipe", "seed", *_FRACTIONS):
+        return ""
+    name = _LABELS.get(value, value) if isinstance(value, str) else value
+    text = re.sub(r"[^A-Za-z0-9._-]", "-", str(name).replace(":", "of").rpartition("/")[2])
+    return text if isinstance(value, str) else f"{_LABELS.get(key, key)}{text}"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a study file says of a recipe at once: its parameters, axes as lists."""
+
+    notebook: str
+    recipe: str
+    declared: list
+    given: dict
+    optional: bool
+
+    @functools.cached_property
+    def axes(self) -> dict:
+        return {key: item for key, item in self.given.items() if item and isinstance(item, list)}
+
+    def at(self, point: dict) -> RunSpec:
+        """The run at some values of the axes, but for what it depends on."""
+        base = parameters.check("recipe", (self.given | point)["recipe"])
+        given = self.given | point | {"recipe": variant_name(base, point)}
+        values = {key: parameters.check(key, value) for key, value in given.items()}
+        values = {key: value for key, value in values.items() if key in self.declared}
+        axes = {key: values[key] for key, value in point.items() if _label(key, value)}
+        return RunSpec(run_name(values), self.notebook, values, base_recipe=base, axes=axes)
+
+
+def _entries(content):
+    shared = content.get("parameters") or {}
+    for notebook, group in content["notebooks"].items():
+        declared = study_files.declared_parameters(notebook)
+        mine = {key: value for key, value in shared.items() if key in declared}
+        for recipe, listed in group.items():
+            common = {"study": content["study"], "seed": 0}
+            common |= study_files.recipe_parameters(recipe) | mine
+            for entry in study_files.as_list(listed):
+                given = common | entry
+                optional = bool(given.pop("optional", False))
+                yield _Entry(notebook, recipe, declared, given, optional)
+
+
+class _Study:
+    """All entries of a study file, which may name one another's runs."""
+
+    def __init__(self, content: dict) -> None:
+        self.entries = list(_entries(content))
+        self.first = {entry.recipe: entry for entry in reversed(self.entries)}
+        self.is_available = functools.cache(hub.is_available)
+
+    def points(self) -> Iterator[tuple[_Entry, dict]]:
+        """(entry, {axis: value}) of every combination of the axes."""
+        for entry in self.entries:
+            for values in itertools.product(*entry.axes.values()):
+                yield entry, dict(zip(entry.axes, values, strict=True))
+
+    @functools.cached_property
+    def variants(self) -> dict:
+        """{name of a recipe at values of its axes: its entry, these values}."""
+        found: dict = {}
+        for entry, point in self.points():
+            name = variant_name(str((entry.given | point)["recipe"]), point)
+            found.setdefault(name, (entry, point))
+        return found
+
+    def resolve(self, ref: str, values: dict) -> RunSpec | None:
+        name = values[ref]
+        if name in self.first:
+            entry = self.first[name]
+            axes = entry.axes.items()
+            point = {k: values[k] if values.get(k) in axis else axis[0] for k, axis in axes}
+        elif name in self.variants:
+            entry, point = self.variants[name]
+        else:
+            return None
+        pruned = entry.given.get("sparsity") and ref != "one_shot_run"
+        same = ("seed", "sparsity") if pruned else ("seed",)
+        return entry.at(point | {key: values[key] for key in same if key in values})
+
+    def dependencies(self, spec: RunSpec) -> tuple:
+        """Names of the runs that the parameters of a run name."""
+        p = spec.parameters
+        needs = [self.resolve(ref, p) for ref in RUN_REFS if p.get(ref)]
+        return tuple(dict.fromkeys(need.name for need in needs if need))
+
+    def missing_model(self, entry: _Entry, spec: RunSpec) -> str | None:
+        """The model for want of which an optional run cannot be made, if there is one."""
+        named = [spec.parameters.get(ref) for ref in ("model", "teacher") if entry.optional]
+        models = [name for name in named if name and name not in self.first | self.variants]
+        return next((name for name in models if not self.is_available(name)), None)
+
+
+def plan(study: str) -> dict[str, RunSpec]:
+    """{name: RunSpec} of a study; a parameter given as a list is an axis.
+
+    What a study file says of all its runs overrides the recipe, and what it says of one run
+    overrides both; it may say several things of a recipe, as a list, and each is a variant. Axes
+    other than the seed and what is removed become part of the recipe's name, so that every run has
+    a name of its own. Every value is checked here, before the first run. Of an `optional` entry,
+    the runs that need a model which is not available are left out.
+
+    Raises:
+        ParameterError: a bad value, two different runs of one name, or a needed run not planned.
+    """
+    return plan_of(study_files.load(study), study_files.location(study))
+
+
+def plan_of(content: dict, place: str) -> dict[str, RunSpec]:
+    """`plan` of the content of a study file; `place` names the file in errors."""
+    study, runs, problems = _Study(content), {}, []
+    for entry, point in study.points():
+        try:
+            spec = entry.at(point)
+            if not study.missing_model(entry, spec) and runs.setdefault(spec.name, spec) != spec:
+                allowed = "is planned twice, with different parameters; make one an axis"
+                raise ParameterError("run", spec.name, allowed)
+        except ParameterError as error:
+            problems.append(f"{entry.notebook}: {entry.recipe}: {error}")
+    if not problems:
+        runs = {n: replace(s, depends_on=study.dependencies(s)) for n, s in runs.items()}
+        problems = list(_dependency_problems(runs))
+    if problems:
+        raise ParameterError("\n".join(f"{place}: {line}" for line in dict.fromkeys(problems)))
+    return runs
+
+
+def _dependency_problems(runs):
+    for spec in runs.values():
+        for need in set(spec.depends_on) - set(runs):
+            yield f"{spec.name} needs {need}, which the study does not make"
+    try:
+        graphlib.TopologicalSorter({n: s.depends_on for n, s in runs.items()}).prepare()
+    except graphlib.CycleError as error:
+        yield f"each of these runs needs the one before it: {', '.join(error.args[1])}"
+
+
+def resolve(content: dict, ref: str, values: dict) -> RunSpec | None:
+    """The run that parameter `ref` of a run names; None if it names a model instead.
+
+    It is the first variant of its recipe, with the same seed and, if it is pruned, the same
+    sparsity; the one-shot curve spans all sparsities, so there is one of it. Along an axis that
+    both have it is the one with the same value, unless `ref` says which: `control-steps400`.
+    `content` is that of the study file, and `values` are the parameters of the run that asks.
+    """
+    return _Study(content).resolve(ref, values)
+
+
+def find(values: dict) -> RunSpec | None:
+    """The planned run that has the name of a run at these parameters."""
+    try:
+        return plan(values["study"]).get(run_name(values))
+    except ParameterError:  # a study of the reader's own, made run by run
+        return None
+
+
+def missing_models(study: str) -> dict[str, str]:
+    """{recipe: model that it needs} of the optional runs that cannot be made here."""
+    known = _Study(study_files.load_or_empty(study))
+    specs = [(entry, entry.at(point)) for entry, point in known.points()]
+    found = {spec.parameters["recipe"]: known.missing_model(entry, spec) for entry, spec in specs}
+    return {recipe: model for recipe, model in found.items() if model}
+
+
+def context(study: str) -> dict:
+    """What a table shows beside the records; nothing for a study of the reader's own.
+
+    Returns:
+        dict: "published", {recipe: perplexity} as the study file quotes it; "missing", {recipe:
+        why a row is not there, or not of all runs}; "specs", {recipe: (base recipe, axes)}.
+    """
+    content = study_files.load_or_empty(study)
+    specs = {spec.name: spec for spec in (e.at(point) for e, point in _Study(content).points())}
+    recipes = {name: spec.parameters["recipe"] for name, spec in specs.items()}
+    there = {path.stem for path in paths.records_folder(study).glob("*.json")}
+    of = collections.Counter(recipes.values())
+    lost = collections.Counter(recipe for name, recipe in recipes.items() if name not in there)
+    missing = {recipe: f"needs {model}" for recipe, model in missing_models(study).items()}
+    for recipe, number in lost.items():
+        missing.setdefault(recipe, f"{number} of {of[recipe]} missing")
+    labels = {recipes[name]: (spec.base_recipe, spec.axes) for name, spec in specs.items()}
+    return {"published": content.get("published") or {}, "missing": missing, "specs": labels}

@@ -1,0 +1,172 @@
+"""One JSON record a run: written in one step, validated when written and when read."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.files import atomic_path
+from prunegpt_utils.runs import expansion, paths, schema
+
+
+@dataclass(frozen=True)
+class Run:
+    """One notebook at one set of parameters, and the folders it may write to."""
+
+    notebook: str
+    parameters: dict
+    started: float = field(default_factory=time.time)
+    clock: float = field(default_factory=time.monotonic)  # which nobody sets back
+
+    @property
+    def name(self) -> str:
+        return expansion.run_name(self.parameters)
+
+    @property
+    def folder(self) -> Path:
+        return paths.study_folder(self.parameters["study"])
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints" / self.name
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "models" / self.name
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "records" / f"{self.name}.json"
+
+
+def open_run(notebook: str, parameters: dict) -> Run:
+    """Run of a notebook at checked parameters, before any work.
+
+    Raises:
+        ParameterError: the folder cannot be written, or a record made with others exists.
+    """
+    run = Run(notebook, parameters)
+    known = read(run.record)
+    for name, value in parameters.items() if known else ():
+        was = known["parameters"].get(name)
+        if was != value and name != "replace_base":  # which does not change what is measured
+            allowed = f"differs from {was!r}, which made the record {run.name} of this study"
+            raise ParameterError(name, value, f"{allowed}; choose another study name")
+    there = next(part for part in (run.folder, *run.folder.parents) if part.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return run
+    except OSError as error:
+        allowed = f"cannot be written ({error.strerror}); PRUNEGPT_RUNS may name another"
+        raise ParameterError("results folder", str(run.folder), allowed) from error
+
+
+def write(run: Run, **content: Any) -> dict:
+    """Write and return the `schema.Record` of a finished run; `content` is what was measured.
+
+    Raises:
+        ParameterError: what was measured does not make a record.
+    """
+    from prunegpt_utils.distributed import processes
+
+    p, planned = run.parameters, expansion.find(run.parameters)
+    record = _as_json({
+        "schema": schema.SCHEMA, "study": p["study"], "run": run.name, "recipe": p["recipe"],
+        "base_recipe": planned.base_recipe if planned else p["recipe"],
+        "axes": planned.axes if planned else {}, "seed": p["seed"],
+        "notebook": run.notebook, "parameters": p, "environment": environment(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.started)),
+        "seconds": round(time.monotonic() - run.clock, 1), **content,
+    })  # fmt: skip
+    for problem in schema.problems(record):
+        raise ParameterError("record", run.record.name, problem)
+    if processes().is_main_process:
+        put(run.record, record)
+    return record
+
+
+def put(path: Path, record: dict) -> None:
+    """Write a dict with its checksum as JSON, in one step; two processes may write one record."""
+    with atomic_path(path) as part:
+        part.write_text(json.dumps(_as_json(record), indent=1, sort_keys=True) + "\n", "utf-8")
+
+
+def checksum(record: dict) -> str:
+    """sha256 of all of a record but the checksum itself."""
+    rest = {key: value for key, value in record.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def load(path: str | Path) -> Any:
+    """One JSON file as it is; None where there is none."""
+    return json.loads(Path(path).read_text("utf-8")) if Path(path).exists() else None
+
+
+def read(path: str | Path) -> dict | None:
+    """One record; None where there is none.
+
+    Raises:
+        ParameterError: the file holds something else, or the record of another version.
+    """
+    try:
+        record = load(path)
+    except ValueError as error:
+        raise ParameterError("record", Path(path).name, f"is not JSON: {error}") from error
+    for problem in schema.problems(record) if record is not None else ():
+        raise ParameterError("record", Path(path).name, problem)
+    return record
+
+
+def read_study(study: str) -> tuple[list[dict], Path]:
+    """(records in the order of their names, folder): of the run if there is one, else published."""
+    folder = paths.records_folder(study)
+    return [read(file) for file in sorted(folder.glob("*.json"))], folder
+
+
+def environment() -> dict:
+    """What a reader needs to judge the numbers: code version, packages, device."""
+    import torch
+
+    from prunegpt_utils.criteria import OWN
+    from prunegpt_utils.distributed import processes
+
+    status = _git("status", "--porcelain")
+    return {
+        "commit": _git("rev-parse", "HEAD"), "dirty": status is None or bool(status),
+        "python": platform.python_version(), "device": device_name(),
+        "threads": torch.get_num_threads(), "processes": processes().num_processes,
+        **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")},
+        **({"own_criteria": OWN} if OWN else {}),
+    }  # fmt: skip
+
+
+def device_name() -> str:
+    """What the runs of this machine run on."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return torch.cuda.get_device_name() if cuda else f"cpu {platform.machine()}"
+
+
+def _git(*words):
+    done = subprocess.run(["git", "-C", paths.ROOT, *words], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _as_json(record):
+    """A record as it comes back from its file, with its checksum."""
+    # JSON has no infinity: a perplexity that overflows is the text `inf` beside its nll
+    texts = {"Infinity": "inf", "-Infinity": "-inf", "NaN": "nan"}
+    record = json.loads(json.dumps(record), parse_constant=texts.get)
+    return record | {"checksum": checksum(record)}

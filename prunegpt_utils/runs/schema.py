@@ -1,0 +1,160 @@
+"""What a record holds: schema 2, checked when a record is written and when it is read."""
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
+
+SCHEMA = 2
+# A perplexity may overflow, and JSON has no infinity.
+_OrInf = WrapValidator(lambda value, check: value if value == "inf" else check(value))
+Perplexity = Annotated[float, _OrInf]
+
+
+class _Part(BaseModel):
+    """A part of a record: known fields only, numbers finite, nothing converted."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Metrics(_Part):
+    """How well a model predicts a text, see `evaluation.metrics`."""
+
+    nll: float
+    tokens: int
+    words: int
+    bytes: int
+    perplexity: Perplexity
+    word_perplexity: Perplexity
+    bits_per_byte: float
+    byte_perplexity: Perplexity | None = None
+
+
+class _Interval(_Part):  # a difference in nats a token, and its 95 %
+    mean: float
+    low: float
+    high: float
+
+
+class _Point(_Part):  # one cut without retraining
+    sparsity: float
+    scope: str
+    criterion: str
+    validation: Metrics
+
+
+class _Model(_Part):
+    name: str
+    revision: str | None = None
+    parameters: int
+    prunable: int
+
+
+class _Data(_Part):
+    name: str
+    revision: str | None = None
+    sha256: str
+    train_tokens: int
+
+
+class _Sparsity(_Part):  # as asked for, then as counted on the saved model
+    requested: float
+    prunable: float
+    model: float
+
+
+class _Protocol(_Part):  # see `protocols.describe_protocol`
+    name: str
+    block_size: int
+    stride: int
+    joiner: str
+
+
+class _Training(_Part):
+    steps: int
+    tokens: int
+    seconds: float
+    best_step: int | None = None
+    history: list[dict] | None = None
+
+
+class _Environment(BaseModel):  # and the versions of packages
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    commit: str | None
+    dirty: bool
+    python: str
+    device: str
+    threads: int
+    processes: int
+
+
+class Record(_Part):
+    """What one executed notebook measured, and all that made it what it is."""
+
+    version: Literal[2] = Field(alias="schema")
+    study: str
+    run: str
+    recipe: str
+    base_recipe: str
+    axes: dict
+    seed: int
+    notebook: str
+    parameters: dict
+    environment: _Environment
+    started: str
+    seconds: float
+    model: _Model
+    data: _Data
+    sparsity: _Sparsity
+    metrics: dict[str, Metrics]
+    protocol: _Protocol
+    training: _Training
+    checksum: str
+    migrated_from: str | None = None
+    sample: dict | None = None
+    sparsity_by_matrix: dict[str, float] | None = None
+    one_shot_curve: list[_Point] | None = None  # notebooks 02 and 06
+    nll_gain_over_baseline: _Interval | None = None  # 03
+    nll_gap_to_teacher: _Interval | None = None
+    calibration: dict | None = None  # 06
+    nll_gaps: list[dict] | None = None
+    sensitivity: dict[str, float] | None = None
+    removed_share: float | None = None  # 09
+    one_shot: dict[str, Metrics] | None = None
+    bytes: dict[str, int] | None = None  # 04
+    bits: list[dict[str, float]] | None = None
+    seconds_by_share: list[dict] | None = None
+    seconds_of_products: list[dict] | None = None
+    seconds_on_gpu: list[dict] | None = None
+    memory_share: dict[str, float] | None = None
+
+
+_REQUIRED = [f.alias or name for name, f in Record.model_fields.items() if f.is_required()]
+_KINDS = {"model": "dict", "string": "str", "finite": "float"}
+
+
+def problems(record: Any) -> Iterator[str]:
+    """What keeps a value read from JSON from being a record, a line each."""
+    if not isinstance(record, dict) or not isinstance(record.get("parameters"), dict):
+        yield "is no record"
+    elif record.get("schema") != SCHEMA:
+        advice = "make the run again, under another study name"
+        yield f"has schema {record.get('schema', 1)!r}, which this version does not read; {advice}"
+    else:
+        try:
+            Record.model_validate_json(json.dumps({**dict.fromkeys(_REQUIRED), **record}))
+        except ValidationError as error:
+            yield from map(_line, error.errors())
+
+
+def _line(error):
+    place, kind = ".".join(map(str, error["loc"])), error["type"].split("_")[0]
+    if error["type"] == "extra_forbidden":
+        return f"{place} is no part of a record"
+    if error["type"] == "missing":
+        return f"{place} is missing"
+    if len(error["loc"]) == 1:
+        return f"{place}: {error['input']!r} must be a {_KINDS.get(kind, kind)}"
+    return f"{place} is {error['input']!r}"
