@@ -79,7 +79,6 @@ class TrainConfig:
 
 def pruning_schedule(p: Mapping) -> PruningSchedule:
     """From the parameters of a notebook; the first cut takes no more than the last."""
-    names = ("prune_from", "prune_until", "scope", "criterion", "rounds", "regrow_decay")
-    given = {name: p[name] for name in names if name in p}
+    given = {name: p[name] for name in PruningSchedule.__dataclass_fields__ if name in p}
     start = min(p.get("sparsity_start", 0.0), p["sparsity"])
     return PruningSchedule(final=p["sparsity"], start=start, **given)

@@ -1,4 +1,4 @@
-"""Perplexity under a named protocol: plain cross-entropy, whatever the training loss."""
+"""Score a text with a model: token losses, perplexity and what else a record says of them."""
 
 import itertools
 import math

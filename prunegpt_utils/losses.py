@@ -20,6 +20,7 @@ def token_losses(
     al. 2015 (arXiv 1503.02531) weigh the two: T^2 keeps the gradients' scale independent of T.
     Reverse swaps the two sides of the KL, so that the student is punished for what the teacher
     would not say rather than for what it leaves unsaid (Gu et al. 2024, arXiv 2306.08543).
+    This is the definition; training takes the same from `_losses_and_gradients`, and tests compare.
 
     Args:
         logits: student s, shape (tokens, vocabulary).  labels: next tokens, shape (tokens,).

@@ -1,4 +1,4 @@
-"""Data frames to the tables that people read."""
+"""Data frames to the tables of README, notebooks, report and terminal: columns and rows."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
