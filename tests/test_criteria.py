@@ -96,22 +96,24 @@ def test_every_criterion_prunes_exactly(ids, kind, scope, name):
     kept = masks.prune(model, name, 0.5, scope, stats_of(model, ids, name), texts)
     axes, weights = modeling.input_axes(model), modeling.prunable_weights(model)
     for key, mask in kept.items():
-        aside = mask.movedim(axes[key], 1)  # (outputs, inputs)
+        rows = mask.movedim(axes[key], 1)  # (outputs, inputs)
         assert (weights[key][~mask] == 0).all()
         if scope == "uniform":
             assert int(mask.sum()) == mask.numel() // 2
         elif scope == "per-row":
-            assert (aside.sum(1) == aside.shape[1] // 2).all()
+            assert (rows.sum(1) == rows.shape[1] // 2).all()
         elif scope == "2:4":
-            assert (aside.unflatten(1, (-1, 4)).sum(-1) == 2).all()
+            assert (rows.unflatten(1, (-1, 4)).sum(-1) == 2).all()
     total = sum(mask.numel() for mask in kept.values())
     assert sum(int(mask.sum()) for mask in kept.values()) == total // 2
 
 
 def problem(outputs=6, inputs=20):
-    dice = torch.Generator().manual_seed(0)
-    mixed = torch.randn(200, inputs, generator=dice) @ torch.randn(inputs, inputs, generator=dice)
-    return torch.randn(outputs, inputs, generator=dice), mixed.T @ mixed / len(mixed)
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(200, inputs, generator=generator) @ torch.randn(
+        inputs, inputs, generator=generator
+    )
+    return torch.randn(outputs, inputs, generator=generator), mixed.T @ mixed / len(mixed)
 
 
 @pytest.mark.parametrize("columns", [4, 7, 128])

@@ -186,7 +186,7 @@ def test_wikitext_2_has_its_known_number_of_tokens(tmp_path):
 
 def awkward_text():
     """White space and punctuation in every order, other scripts, and a special token."""
-    dice = random.Random(0)
+    generator = random.Random(0)
     parts = [
         "word",
         "it's",
@@ -203,7 +203,7 @@ def awkward_text():
         "日本",
         "<|endoftext|>",
     ]
-    return "".join(dice.choice(parts) for _ in range(5000))
+    return "".join(generator.choice(parts) for _ in range(5000))
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 1 << 16])

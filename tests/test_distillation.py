@@ -6,9 +6,9 @@ from prunegpt_utils.losses import hidden_mse, mean_loss, token_losses
 
 
 def logits_and_labels(batch=3, length=10, vocabulary=29):
-    dice = torch.Generator().manual_seed(0)
-    student, teacher = torch.randn(2, batch * length, vocabulary, generator=dice) * 3
-    labels = torch.randint(0, vocabulary, (batch * length,), generator=dice)
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, batch * length, vocabulary, generator=generator) * 3
+    labels = torch.randint(0, vocabulary, (batch * length,), generator=generator)
     return student, teacher, labels
 
 
@@ -54,11 +54,11 @@ def test_scale_does_not_depend_on_batch_or_length():
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_chunks_give_the_gradients_of_the_whole(alpha, chunk, reverse):
-    dice = torch.Generator().manual_seed(0)
-    hidden = torch.randn(30, 8, generator=dice, requires_grad=True)
-    weight = torch.randn(29, 8, generator=dice, requires_grad=True)
-    labels = torch.randint(0, 29, (30,), generator=dice)
-    teacher = (torch.randn(30, 8, generator=dice), torch.randn(29, 8, generator=dice))
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(30, 8, generator=generator, requires_grad=True)
+    weight = torch.randn(29, 8, generator=generator, requires_grad=True)
+    labels = torch.randint(0, 29, (30,), generator=generator)
+    teacher = (torch.randn(30, 8, generator=generator), torch.randn(29, 8, generator=generator))
     taught = teacher[0] @ teacher[1].T
     whole = token_losses(hidden @ weight.T, labels, taught, alpha, 2.0, reverse).mean()
     wanted = torch.autograd.grad(whole, (hidden, weight))

@@ -186,9 +186,9 @@ def test_stride_out_of_range(model, ids, stride):
 
 
 def test_paired_interval_is_that_of_the_normal_approximation():
-    dice = torch.Generator().manual_seed(3)
-    common = 5 * torch.randn(4000, generator=dice)  # how hard each token is: cancels in pairs
-    windows = 0.2 * torch.randn(400, generator=dice)  # what the tokens of a window share
+    generator = torch.Generator().manual_seed(3)
+    common = 5 * torch.randn(4000, generator=generator)  # how hard each token is: cancels in pairs
+    windows = 0.2 * torch.randn(400, generator=generator)  # what the tokens of a window share
     first = common + 0.1 + windows.repeat_interleave(10)
     found = evaluation.paired_difference(first, common, 10)
     error = float(windows.std()) / 20
@@ -203,8 +203,8 @@ def test_a_model_does_not_differ_from_itself(model, ids):
 
 
 def test_a_text_shorter_than_a_window_still_has_an_interval():
-    dice = torch.Generator().manual_seed(0)
-    first, second = torch.rand(2, 100, generator=dice)
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.rand(2, 100, generator=generator)
     found = evaluation.paired_difference(first, second, window=1024)
     assert found["low"] < found["mean"] < found["high"]
 

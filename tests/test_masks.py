@@ -29,9 +29,9 @@ def test_ties_are_broken_to_the_exact_number():
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.97])
 def test_masks_are_those_of_a_full_sort(sparsity):
     """Across matrices, ties and transposed scores, whose memory is in another order."""
-    dice = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     scored = {
-        name: torch.randint(0, 9, (8, n), generator=dice).float()
+        name: torch.randint(0, 9, (8, n), generator=generator).float()
         for name, n in (("a", 5), ("b", 70))
     }
     scored["c"] = scored["b"].clone().T
@@ -64,9 +64,9 @@ def test_masks_nest_and_pruned_weights_stay_pruned(model):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_masking_is_the_product_to_the_last_bit(dtype):
     model = tiny_gpt2().to(dtype)
-    dice = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     kept = {
-        k: torch.rand(w.shape, generator=dice) > 0.9
+        k: torch.rand(w.shape, generator=generator) > 0.9
         for k, w in modeling.prunable_weights(model).items()
     }
     wanted = {k: w.detach() * kept[k] for k, w in modeling.prunable_weights(model).items()}
