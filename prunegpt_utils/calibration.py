@@ -51,11 +51,12 @@ def calibrate(
         loss: function of a batch, a scalar with gradient.  seed: of the random scores.
     """
     stats = blank_stats(model, seed)
-    if needs == "gradients":
-        _measure_gradients(model, stats, batches, loss)
-    if needs == "inputs":
-        for key, mean in input_moments(model, batches, lambda x: x.square().sum(0)).items():
-            stats[key].squared_inputs = mean
+    with modeling.eval_mode(model):  # dropout would make other statistics of every draw
+        if needs == "gradients":
+            _measure_gradients(model, stats, batches, loss)
+        if needs == "inputs":
+            for key, mean in input_moments(model, batches, lambda x: x.square().sum(0)).items():
+                stats[key].squared_inputs = mean
     return stats
 
 

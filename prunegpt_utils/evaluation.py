@@ -47,14 +47,15 @@ def metrics(scored: TokenLosses) -> dict:
 
     Returns:
         dict: nll (mean, nats a token), tokens (scored), words and bytes (of the whole text),
-        perplexity = exp(nll), word_perplexity and bits_per_byte (the mean nll, charged to every
-        token of the text and divided by its words and bytes).
+        perplexity = exp(nll), word_perplexity, byte_perplexity and bits_per_byte (the mean nll,
+        charged to every token of the text and divided by its words and bytes).
     """
     nll = float(scored.losses.double().mean())
     total = nll * scored.tokens
     return {
         "nll": nll, "tokens": len(scored.losses), "words": scored.words, "bytes": scored.bytes,
         "perplexity": _exp(nll), "word_perplexity": _exp(total / scored.words),
+        "byte_perplexity": _exp(total / scored.bytes),
         "bits_per_byte": total / scored.bytes / math.log(2),
     }  # fmt: skip
 

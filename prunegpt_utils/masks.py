@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from prunegpt_utils.calibration import CalibrationStats
 from prunegpt_utils.criteria import scores
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.modeling import input_axes, prunable_weights
+from prunegpt_utils.modeling import eval_mode, input_axes, prunable_weights
 from prunegpt_utils.sparsegpt import sparsegpt
 
 
@@ -27,7 +27,8 @@ def prune(
         ParameterError: sparsity or scope that cannot be had.
     """
     if criterion == "sparsegpt":
-        return sparsegpt(model, batches, *_column_rule(sparsity, scope))
+        with eval_mode(model):
+            return sparsegpt(model, batches, *_column_rule(sparsity, scope))
     masks = make_masks(scores(model, criterion, stats), sparsity, scope, input_axes(model))
     apply_masks(model, masks)
     return masks

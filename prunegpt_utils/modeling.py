@@ -225,18 +225,27 @@ def last_hidden_states(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tenso
 
 
 @contextlib.contextmanager
+def eval_mode(model: PreTrainedModel) -> Iterator[None]:
+    """No dropout while the block runs, whatever the mode before and after."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextlib.contextmanager
 def inference_mode(model: PreTrainedModel) -> Iterator[None]:
     """The state in which a model only reads: no dropout, no gradients, attention as one kernel."""
-    training, attention = model.training, model.config._attn_implementation
-    model.eval()
+    attention = model.config._attn_implementation
     if model._supports_sdpa:
         model.set_attn_implementation("sdpa")
     try:
-        with torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             yield
     finally:
         model.set_attn_implementation(attention)
-        model.train(training)
 
 
 def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:

@@ -24,7 +24,8 @@ class Protocol:
     Attributes:
         layout: how documents become token sequences, see `tokenization.Tokens`.
         about: one line for readers.
-        overlap: tokens of a window that only give context to the first token it scores.
+        overlap: tokens of a window that only give context to the first token it scores; the last
+            window of a sequence then begins early enough to be as long as the others.
         strided: the window moves by the stride; else by what it scores.
         whole: an incomplete last window is dropped.
     """
@@ -44,7 +45,7 @@ PROTOCOLS = {
     "disjoint": Protocol("joined", "rows joined by a blank line, windows scored by themselves"),
     "strided": Protocol("joined", "the same; the window moves on by the stride", strided=True),
     "run_clm": Protocol("rows", "rows run together, whole windows of every 1,000 rows", whole=True),
-    "word-level": Protocol("pages", "de-tokenised pages, each after an end-of-text", overlap=1),
+    "word-level": Protocol("pages", "de-tokenised pages, each after bos or else eos", overlap=1),
 }
 
 
@@ -61,14 +62,18 @@ def text_windows(
     step = rules.step(block_size, stride)
     for length in lengths:
         usable = length // block_size * block_size if rules.whole else length
-        mine = rolling_windows(usable, block_size + rules.overlap, step)
+        mine = rolling_windows(usable, block_size + rules.overlap, step, bool(rules.overlap))
         found += [(offset + begin, offset + end, first) for begin, end, first in mine]
         offset += length
     return found
 
 
-def rolling_windows(length: int, window: int, step: int) -> list[tuple[int, int, int]]:
-    """Windows over a sequence, each token but the first scored once; all arguments are in tokens.
+def rolling_windows(
+    length: int, window: int, step: int, full: bool = False
+) -> list[tuple[int, int, int]]:
+    """Windows over a sequence, each token but the first scored once; lengths are in tokens.
+
+    With `full` the last window begins earlier, so that it is as long as the others.
 
     Returns:
         list of (begin, end, first): tokens begin + first ... end - 1 are scored, given those
@@ -82,6 +87,7 @@ def rolling_windows(length: int, window: int, step: int) -> list[tuple[int, int,
     spans, scored = [], 1  # nothing comes before the first token
     for begin in range(0, length, step):
         end = min(begin + window, length)
+        begin = max(0, end - window) if full else begin
         first = max(scored - begin, 1)  # a window's own first token has no context in it
         if first < end - begin:
             spans.append((begin, end, first))

@@ -153,7 +153,8 @@ def _pages(documents, tokenizer):
     originals = pages(documents)
     spaced = any(map(_TITLE.fullmatch, documents))
     texts = map(detokenize, originals) if spaced else originals
-    sequences = [[tokenizer.eos_token_id, *row] for row in _encode(texts, tokenizer)]
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    sequences = [[eos if bos is None else bos, *row] for row in _encode(texts, tokenizer)]
     words = sum(len(re.split(r"\s+", page)) for page in originals)
     return _layout(sequences, words, sum(map(_size, originals)))
 
@@ -175,7 +176,8 @@ def pages(rows: list[str]) -> list[str]:
         if _TITLE.fullmatch(row) or not found:
             found.append("")
         found[-1] += row or " \n"
-    return [page for page in found if page.strip()]
+    *others, last = found  # the line break before a title belongs to no page
+    return [page for page in (*(p.removesuffix("\n") for p in others), last) if page.strip()]
 
 
 # WikiText writes text as separate words; these rules undo it, in this order. They are those of the

@@ -11,10 +11,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import ONE_THREAD, ROOT, tiny_gpt2
+from test_training import SCOPES
 
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.masks import measure_sparsity
+from prunegpt_utils.modeling import digest
+from prunegpt_utils.pruner import Pruner
 from prunegpt_utils.runs import records
 from prunegpt_utils.schedules import PruningSchedule
 from prunegpt_utils.tokenization import windows
@@ -33,7 +36,7 @@ from accelerate import PartialState, notebook_launcher
 
 sys.path.insert(0, sys.argv[2])
 from prunegpt_utils import training
-from test_accelerate import PLAN, TEACHER, trained
+from test_accelerate import PLAN, SCOPES, TEACHER, every_criterion, trained
 
 def main():
     folder, update = Path(sys.argv[1], "checkpoints"), training.Trainer.update
@@ -52,6 +55,8 @@ def main():
     weights = b"".join(w.detach().numpy().tobytes() for w in model.state_dict().values())
     rank = PartialState().process_index
     Path(sys.argv[1], f"rank-{rank}").write_text(hashlib.sha256(weights).hexdigest())
+    prints = [every_criterion(Path(f"{sys.argv[1]}-all"), name) for name in SCOPES]
+    Path(sys.argv[1], f"criteria-{rank}").write_text(" ".join(prints))
 
 if sys.argv[3:] == ["notebook"]:
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -76,6 +81,23 @@ def trained(folder, plan, teacher=None, dropout=0.0, **options):
     model = tiny_gpt2(dropout=dropout)
     result = train(model, *inputs(), folder, plan, teacher and tiny_gpt2(teacher), **options)
     return model, result
+
+
+def every_criterion(folder, criterion):
+    """Where the zeros are after a short training with dropout, as every process sees them."""
+    pruning = PruningSchedule(0.875, 0.5, criterion=criterion, scope=SCOPES[criterion])
+    plan = TrainConfig(6, 3e-3, batch=4, evaluations=1, pruning=pruning)
+    model = tiny_gpt2(dropout=0.1)
+    masks = []
+
+    def watch(self, step, before=Pruner.before_step):
+        before(self, step)
+        masks.append(torch.cat([mask.flatten() for mask in self.masks.values()]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pruner, "before_step", watch)
+        train(model, *inputs(), folder / criterion, plan)
+    return digest(*(mask.to(torch.uint8) for mask in masks))
 
 
 def history(folder):
@@ -111,6 +133,8 @@ def test_two_processes_train_as_one(alone, tmp_path, launcher):
         assert [row[key] for row in two] == pytest.approx([row[key] for row in one], abs=1e-5)
     ranks = [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)]
     assert ranks[0] == ranks[1]  # the same weights, hence the same masks
+    masks = [(tmp_path / f"criteria-{rank}").read_text() for rank in (0, 1)]
+    assert masks[0] == masks[1] and len(set(masks[0].split())) == len(SCOPES)
 
 
 def test_a_launch_that_would_shard_the_model_is_refused(tmp_path, monkeypatch):

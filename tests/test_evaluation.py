@@ -74,6 +74,7 @@ def test_units_follow_from_the_mean_nll(model, ids):
     ours = perplexity(model, tokens_of(ids, words=250, size=1500), "test", 32)
     assert ours["word_perplexity"] == pytest.approx(math.exp(ours["nll"] * 1000 / 250))
     assert ours["bits_per_byte"] == pytest.approx(ours["nll"] * 1000 / 1500 / math.log(2))
+    assert ours["byte_perplexity"] == pytest.approx(math.exp(ours["nll"] * 1000 / 1500))
 
 
 def test_overflow_is_inf_and_keeps_the_nll(ids):
@@ -143,23 +144,51 @@ def test_word_level_scores_every_token_of_every_page(wikitext):
     rows, tokenizer, tokens, model = wikitext
     text = "".join(row or " \n" for row in rows)
     titles = [m.start() for m in re.finditer(r"(?m)^ = [^=\n]+ = $", text)]
-    originals = [text[a:b] for a, b in zip(titles, [*titles[1:], len(text)], strict=True)]
+    # the line break before the next title belongs to no page
+    ends = [*(start - 1 for start in titles[1:]), len(text)]
+    originals = [text[a:b] for a, b in zip(titles, ends, strict=True)]
     total, words = 0.0, 0
     for page in originals:
         ids = torch.tensor(
             [tokenizer.eos_token_id, *tokenizer(tokenization.detokenize(page))["input_ids"]]
         )
         for begin in range(0, len(ids) - 1, 32):
-            # the model reads up to 32 tokens and predicts the next of each
-            window = ids[begin : begin + 33]
+            # the model reads 32 tokens, the last ones of a page too, and predicts the next of each
+            end = min(begin + 33, len(ids))
+            window = ids[max(0, end - 33) : end]
             with torch.no_grad():
                 log_p = model(window[None, :-1]).logits[0].log_softmax(-1)
-            total -= log_p[range(len(window) - 1), window[1:]].sum().item()
+            scored = end - begin - 1
+            total -= log_p[range(len(window) - 1), window[1:]][-scored:].sum().item()
         words += len(re.split(r"\s+", page))
     ours = perplexity(model, tokens, "test", 32, "word-level")
     scored = sum(len(tokenizer(tokenization.detokenize(page))["input_ids"]) for page in originals)
     assert ours["tokens"] == scored and ours["nll"] == pytest.approx(total / scored, rel=1e-5)
     assert ours["word_perplexity"] == pytest.approx(math.exp(total / words), rel=1e-4)
+
+
+def test_word_level_is_that_of_lm_eval(tmp_path):
+    """The embedded model on the raw test split, as lm-eval 0.4.13 measures it."""
+    if not WIKITEXT.exists():
+        pytest.skip("WikiText is not on this machine")
+    file = next((WIKITEXT / "wikitext-2-raw-v1").glob("test*"))
+    rows = pandas.read_parquet(file)["text"].tolist()
+    splits = {"train": rows[:9], "validation": rows[:9], "test": rows}
+    tokenizer, model = modeling.load_tokenizer("pydocs-base"), modeling.load_model("pydocs-base")
+    tokens = tokenization.tokenize(corpora.corpus_of("raw", splits), tokenizer, tmp_path)
+    ours = perplexity(model, tokens, "test", 128, "word-level")
+    assert ours["words"] == 241_335 and ours["bytes"] == 1_290_527
+    assert ours["word_perplexity"] == pytest.approx(42082.8513, rel=1e-6)
+    assert ours["byte_perplexity"] == pytest.approx(7.323704, rel=1e-6)
+    assert ours["bits_per_byte"] == pytest.approx(2.8725735, rel=1e-6)
+
+
+def test_a_page_begins_with_bos_where_there_is_one():
+    tokenizer = modeling.load_tokenizer("pydocs-base")
+    assert tokenization._pages(["a page"], tokenizer).ids[0] == tokenizer.eos_token_id
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    first = tokenization._pages(["a page"], tokenizer).ids[0]
+    assert first == tokenizer.bos_token_id != tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("protocol", ["disjoint", "strided"])

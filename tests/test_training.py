@@ -77,6 +77,23 @@ def test_resume_is_bitwise(tmp_path, ids, monkeypatch, at, options):
     assert not list((tmp_path / "cut").rglob("resume.safetensors"))
 
 
+SCOPES = {
+    "magnitude": "global", "random": "uniform", "first-order": "global", "fisher": "uniform",
+    "wanda": "per-row", "sparsegpt": "uniform",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("criterion", SCOPES)
+def test_every_criterion_resumes_to_the_same_bits(tmp_path, ids, monkeypatch, criterion):
+    """Masks are computed in each step here, and with dropout in the model calibration has none."""
+    pruning = replace(PRUNED, final=0.875, criterion=criterion, scope=SCOPES[criterion])
+    plan = replace(PLAN, pruning=pruning)
+    whole, _ = run(tmp_path / "whole", ids, plan)
+    interrupted(monkeypatch, tmp_path / "cut", ids, 5, plan)
+    resumed, _ = run(tmp_path / "cut", ids, plan)
+    assert modeling.fingerprint(resumed) == modeling.fingerprint(whole)
+
+
 def test_a_finished_run_is_loaded_not_repeated(tmp_path, ids, monkeypatch):
     first, result = run(tmp_path, ids)
     monkeypatch.setattr(training.Trainer, "loop", None)  # would raise if called
