@@ -1,7 +1,6 @@
 """Perplexity protocols: how text becomes windows, and which of their tokens are scored.
 
-- `disjoint`: the first token of every window goes unscored, the others have whatever context their
-  window holds.
+- `disjoint`: the first token of a window goes unscored, the others have the context in it.
 - `strided`: each token once, with at least a block minus the stride of context (the Hugging Face
   guide on perplexity).
 - `run_clm`: what the example script of that name reports: no separators, what is left over of

@@ -71,7 +71,8 @@ class PruningSchedule:
         """Sparsity that holds during `step` of `steps`; None before pruning begins."""
         if self.rounds:
             done = min(step * self.rounds // max(steps, 1) + 1, self.rounds)
-            return 1 - (1 - self.final) ** (done / self.rounds)
+            kept = (1 - self.final) ** (done / self.rounds)
+            return self.final if done == self.rounds else 1 - kept  # the last to the last bit
         begin, end, every = self._times(steps)
         if step < begin:
             return None

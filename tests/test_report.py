@@ -293,6 +293,9 @@ def test_half_width_is_student_s():
     values = pd.Series([1.0, 2.0, 3.0])  # s = 1, n = 3
     assert statistics.half_width(values) == pytest.approx(4.302652729749464 / 3**0.5)
     assert math.isnan(statistics.half_width(values[:1]))
+    assert statistics.half_width(pd.Series([1.0, 2.0, 3.0, math.nan])) == statistics.half_width(
+        values
+    )
     many = pd.Series(range(100)) / 1.0
     assert statistics.half_width(many) == pytest.approx(1.9842169515864174 * many.sem())
 

@@ -273,6 +273,11 @@ def test_each_round_removes_a_share_and_rewinds_the_learning_rate():
     assert factors[29] < 0.1 < 0.9 < factors[32]
 
 
+@pytest.mark.parametrize("final", [0.1, 0.2, 0.3, 0.7, 0.9])
+def test_the_last_round_has_the_final_sparsity_to_the_last_bit(final):
+    assert PruningSchedule(final=final, rounds=3).sparsity(89, 90) == final
+
+
 REGROWING = replace(PLAN, pruning=replace(PRUNED, regrow_decay=0.1, start=0.9, prune_until=0.8))
 
 

@@ -30,7 +30,7 @@ def rows(table: pd.DataFrame, link: Callable) -> Iterator[tuple[str, ...]]:
         name = method_label(*specs.get(recipe, (recipe, {})))
         yield name, "", *reported(recipe), why, "", "", "", ""
     for row in summary(table).itertuples():
-        spread = f" ± {row.spread:.2f}" if len(row.seeds) > 1 else ""
+        spread = f" ± {row.spread:.2f}" if row.spread == row.spread else ""
         yield (
             row.label, f"{100 * row.sparsity:.0f} %" if row.sparsity >= 0.001 else "none",
             *reported(row.recipe), number(row.perplexity) + spread, _ratio(row.ratio),
