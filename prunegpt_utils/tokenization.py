@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from prunegpt_utils.corpora import JOINER, SPLITS, Corpus, sha256
+from prunegpt_utils.corpora import JOINER, SPLITS, Corpus
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.files import atomic_path
+from prunegpt_utils.files import atomic_path, sha256
 
 
 @dataclass
