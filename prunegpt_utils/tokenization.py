@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from prunegpt_utils.corpora import JOINER, SPLITS, Corpus
-from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.errors import ParameterError, one_line
 from prunegpt_utils.files import atomic_path, sha256
 
 
@@ -122,13 +122,18 @@ def _write(path, corpus, tokenizer):
 
 def _encode(texts, tokenizer):
     """One list of ids a text, as the tokenizer's own call gives them."""
-    texts = list(texts)
+    texts, plain = list(texts), {"add_special_tokens": False}
     if not texts:
         return []
-    if backend := _backend(tokenizer):  # twice as fast: where each token stood is not asked for
-        return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    plain = {"add_special_tokens": False, "truncation": False, "padding": False}
-    return tokenizer(texts, verbose=False, **plain)["input_ids"]
+    try:
+        if backend := _backend(tokenizer):  # twice as fast: where each token stood is not asked for
+            return [found.ids for found in backend.encode_batch_fast(texts, **plain)]
+        return tokenizer(texts, truncation=False, padding=False, verbose=False, **plain)[
+            "input_ids"
+        ]
+    except Exception as error:  # the Rust part has no class for its errors
+        allowed = f"has a tokenizer that cannot read this text: {one_line(error)}"
+        raise ParameterError("model", tokenizer.name_or_path, allowed) from error
 
 
 def _backend(tokenizer):

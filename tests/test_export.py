@@ -84,6 +84,9 @@ def test_a_batch_of_prompts_works_in_a_pipeline(made, sparse, runs_folder):
     batch = writer(prompts, batch_size=2, **options)
     assert batch == [writer(prompt, **options) for prompt in prompts]
     assert len({found[0]["generated_text"] for found in batch} - {""}) == 2
+    ids = writer.tokenizer(prompts, return_tensors="pt", padding=True)
+    written = writer.model.generate(**ids, max_new_tokens=6, do_sample=False)[:, -6:]
+    assert [found[0]["generated_text"] for found in batch] == writer.tokenizer.batch_decode(written)
 
 
 def test_every_zero_is_in_the_file(made, sparse, runs_folder):

@@ -245,6 +245,14 @@ def test_words_that_are_split_at_random_are_refused(tmp_path):
         tokenization.tokenize(CORPUS, tokenizer, tmp_path)
 
 
+def test_a_text_that_the_tokenizer_cannot_read_is_one_line(tmp_path):
+    words = Tokenizer(models.WordPiece({"word": 0, "<|end|>": 1}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|end|>")
+    with pytest.raises(ParameterError, match="model: .* cannot read this text: ") as error:
+        tokenization.tokenize(CORPUS, tokenizer, tmp_path)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
 def test_a_model_without_vocabulary_beside_it_is_refused(tmp_path):
     """transformers would make a tokenizer that finds no tokens in any text."""
     tiny_gpt2().save_pretrained(tmp_path)
