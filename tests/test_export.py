@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ONE_THREAD, scored, tiny_gpt2
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from prunegpt_utils import __main__ as commands
 from prunegpt_utils import masks, modeling, structured
@@ -84,9 +84,10 @@ def test_a_batch_of_prompts_works_in_a_pipeline(made, sparse, runs_folder):
     batch = writer(prompts, batch_size=2, **options)
     assert batch == [writer(prompt, **options) for prompt in prompts]
     assert len({found[0]["generated_text"] for found in batch} - {""}) == 2
-    ids = writer.tokenizer(prompts, return_tensors="pt", padding=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)  # of its own: the pipeline changes its side
+    ids = tokenizer(prompts, return_tensors="pt", padding=True)
     written = writer.model.generate(**ids, max_new_tokens=6, do_sample=False)[:, -6:]
-    assert [found[0]["generated_text"] for found in batch] == writer.tokenizer.batch_decode(written)
+    assert [found[0]["generated_text"] for found in batch] == tokenizer.batch_decode(written)
 
 
 def test_every_zero_is_in_the_file(made, sparse, runs_folder):
