@@ -205,26 +205,78 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 def _read_hub(name, cache):
     """({split: documents}, commit) of a data set of the hub, from its cache if it is there."""
     from datasets import DatasetDict, disable_progress_bars, load_dataset
+    from datasets.exceptions import DatasetsError
 
     repository, _, configuration = name.partition(":")
-    folder = fetch(repository, "dataset", "data", f"{configuration}*", None)
+    folder = fetch(repository, "dataset", "data", configuration)
     disable_progress_bars()
     # A configuration with a folder of its own needs no data card to be found.
     own_folder = configuration and (folder / configuration).is_dir()
     which = {"data_dir" if own_folder else "name": configuration or None}
     try:
         found = load_dataset(str(folder), cache_dir=str(Path(cache, "datasets")), **which)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ParameterError("data", name, f"does not load: {one_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        problem = one_line(error.__cause__ or error)
+        raise ParameterError("data", name, f"does not load: {problem}") from error
     found = found if isinstance(found, DatasetDict) else {"train": found}
-    for split, rows in found.items():
-        if "text" not in rows.column_names:
-            allowed = f"has no column named text in its {split} split, only {rows.column_names}"
-            raise ParameterError("data", name, allowed)
-    if all(split in found for split in SPLITS):
-        return {split: found[split]["text"][:] for split in SPLITS}, folder.name
-    texts = itertools.chain(*(rows["text"] for rows in found.values()))
-    return split_documents([text for text in texts if text.strip()]), folder.name
+    texts = {split: _texts(name, split, rows) for split, rows in found.items()}
+    return _three_splits(name, texts), folder.name
+
+
+def _texts(name, split, rows):
+    """The column `text` of a split of a data set of the hub, every row of it a text."""
+    if "text" not in rows.column_names:
+        allowed = f"has no column named text in its {split} split, only {rows.column_names}"
+        raise ParameterError("data", name, allowed)
+    texts = rows["text"][:]
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            allowed = (
+                f"must have a text in every row; row {number} of its {split} split is {text!r}"
+            )
+            raise ParameterError("data", name, allowed[:200])
+    return texts
+
+
+def _three_splits(name, found):
+    """{split: documents} of splits by any of their usual names; those that lack come from train.
+
+    Nothing of what is held out becomes training text.
+    """
+    splits, ignored = {}, []
+    for given, texts in found.items():
+        split = split_of(given)
+        if split in splits:
+            raise ParameterError("data", name, f"has several {split} splits: {', '.join(found)}")
+        if split is None:
+            ignored.append(given)
+        else:
+            splits[split] = texts
+    if "train" not in splits:
+        allowed = f"must have a split for training; its splits are {', '.join(found)}"
+        raise ParameterError("data", name, allowed)
+    if ignored:
+        print(f"{name}: not read, as it is neither for training nor held out: {', '.join(ignored)}")
+    if lacking := [split for split in SPLITS if split not in splits]:
+        made = split_documents([text for text in splits["train"] if text.strip()])
+        kept = [made[split] for split in SPLITS if split == "train" or split not in lacking]
+        splits |= {split: made[split] for split in lacking} | {
+            "train": list(itertools.chain(*kept))
+        }
+        share = f"{_HELD_OUT:.0%}"
+        print(
+            f"{name}: has no split for {' or '.join(lacking)}; {share} of train for each, by hash"
+        )
+    return {split: splits[split] for split in SPLITS}
+
+
+def split_of(name: str) -> str | None:
+    """`train`, `validation` or `test`: what a split of that name is for; None if it is unclear."""
+    usual = {
+        "train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"),
+        "test": ("test", "testing", "eval", "evaluation"),
+    }  # fmt: skip
+    return next((split for split, names in usual.items() if name.lower() in names), None)
 
 
 def _read_file(name, file):

@@ -81,8 +81,8 @@ def download(repository: str, kind: str, commit: str, names: Sequence[str]) -> P
 def patient() -> Iterator[None]:
     """Within the block, requests of the client are tried again, in view, and end in seconds.
 
-    Files come over plain HTTP, which every network lets through that lets the hub through; the
-    storage protocol Xet asks hosts of its own.
+    Files come over plain HTTP, which passes wherever the hub does; the storage protocol Xet asks
+    hosts of its own. What the client tells and asks for statistics, it does not.
     """
     from huggingface_hub import constants, set_client_factory
     from huggingface_hub.utils._http import default_client_factory
@@ -92,13 +92,15 @@ def patient() -> Iterator[None]:
         vars(client)["send"] = functools.partial(_send, client.send)
         return client
 
-    before, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True
+    names = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY")
+    before = {name: getattr(constants, name) for name in names}
+    vars(constants).update(dict.fromkeys(names, True))
     set_client_factory(make)
     try:
         yield
     finally:
         set_client_factory(default_client_factory)
-        constants.HF_HUB_DISABLE_XET = before
+        vars(constants).update(before)
 
 
 def _send(send, request, **options):
@@ -191,4 +193,5 @@ def sentence(error: Exception, kind: str) -> str:
 
 
 def _one_line(error):
-    return " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"For more information check: \S+", "", str(error))  # on HTTP in general
+    return " ".join(text.split()) or type(error).__name__
