@@ -202,6 +202,17 @@ def _read_path(name, path):
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
+def download(name: str) -> None:
+    """Get a data set of the hub onto this machine; of another text, nothing.
+
+    Raises:
+        ParameterError: there is none of that name, or the hub does not answer.
+    """
+    if _HUB_NAME.fullmatch(name) and not Path(name).expanduser().exists():
+        repository, _, configuration = name.partition(":")
+        fetch(repository, "dataset", "data", configuration)
+
+
 def _read_hub(name, cache):
     """({split: documents}, commit) of a data set of the hub, from its cache if it is there."""
     from datasets import DatasetDict, disable_progress_bars, load_dataset

@@ -49,7 +49,7 @@ def fetch(repository: str, kind: str, parameter: str, configuration: str = "") -
     key = (constants.HF_HUB_CACHE, repository, kind, configuration)
     if key not in _found or not _found[key].is_dir():
         folder = _cached(repository, kind, configuration)
-        _found[key] = folder or _download(repository, kind, parameter, configuration)
+        _found[key] = folder or _ask(_files, repository, kind, parameter, configuration)
     return _found[key]
 
 
@@ -93,7 +93,7 @@ def why_missing(name: str) -> str | None:
     """
     try:
         if not is_available(name):
-            _ask(_first_files, name, "model", "model", "")
+            _ask(_first_files, name, "model", "model")
     except ParameterError as error:
         return str(error)
     return None
@@ -105,7 +105,7 @@ def download_bytes(name: str) -> int | None:
     Raises:
         ParameterError: the hub does not answer, or has no such model.
     """
-    sizes, _, files = _ask(_first_files, name, "model", "model", "")
+    sizes, _, files = _ask(_first_files, name, "model", "model")
     known = [sizes[file] for file in files]
     return None if None in known else sum(known)
 
@@ -135,20 +135,13 @@ def _snapshots(repository, kind):
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
-def _download(repository, kind, parameter, configuration):
+def _ask(act, repository, kind, parameter, configuration=""):
+    """`act(repository, kind, configuration)`, whose every failure is a sentence."""
     from huggingface_hub import constants
 
-    if not constants.is_offline_mode():
-        return _ask(_files, repository, kind, parameter, configuration)
-    if folder := _cached(repository, kind, configuration, alone=True):
-        return folder
-    why = "the hub cannot be reached (HF_HUB_OFFLINE is set)"
-    raise ParameterError(parameter, *_advice(repository, kind, configuration, why))
-
-
-def _ask(act, repository, kind, parameter, configuration):
-    """`act(repository, kind, configuration)`, whose every failure is a sentence."""
     try:
+        if constants.is_offline_mode():
+            raise hub_client.UnreachableError("HF_HUB_OFFLINE is set")
         with hub_client.patient():
             return act(repository, kind, configuration)
     except hub_client.UnreachableError as error:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-_PATIENCE = 8  # seconds without an answer, unless HF_HUB_ETAG_TIMEOUT says otherwise
+_PATIENCE = 6  # seconds without an answer, unless HF_HUB_ETAG_TIMEOUT says otherwise
 _PAUSES = (1, 2, 0)  # seconds after each of three tries
 _BUSY = (408, 429, 500, 502, 503, 504)
 _PASSING = ("ConnectError", "ReadError", "WriteError", "RemoteProtocolError")
@@ -172,22 +172,22 @@ def _answer(send, request, stream=False, **options):
     return found.response
 
 
-def sentence(error: Exception, kind: str) -> str:
+def sentence(error: BaseException, kind: str) -> str:
     """What a failure of the client says, whole, on one line."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors
 
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # the client only says that it found nothing
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        error = error.__cause__ or error  # the client itself only says that it found nothing
     text = _one_line(error)
     if "Invalid credentials" in text:
-        text += (
-            " The token on this machine is not valid (any more): `hf auth login` makes a new one"
-        )
-    if isinstance(error, HFValidationError):
+        text += ". The token on this machine is no longer valid; `hf auth login` makes a new one"
+    if isinstance(error, errors.HFValidationError):
         return f"is no name of a {kind}: {text}"
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, errors.HfHubHTTPError):
         return f"is no {kind} that the hub lets us download: {text}"
-    if not isinstance(error, (ValueError, KeyError, TypeError, AttributeError)):
+    if isinstance(error, errors.HTTPError):
+        return f"did not come whole: {text}; a new start goes on with the files that did"
+    if isinstance(error, OSError):
         return f"cannot be downloaded: {text}"
     return f"cannot be downloaded: the answer is not the hub's, but perhaps a login page's ({text})"
 
