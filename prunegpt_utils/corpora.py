@@ -269,16 +269,20 @@ def _three_splits(name, found):
     if ignored:
         print(f"{name}: not read, as it is neither for training nor held out: {', '.join(ignored)}")
     if lacking := [split for split in SPLITS if split not in splits]:
-        made = split_documents([text for text in splits["train"] if text.strip()])
-        kept = [made[split] for split in SPLITS if split == "train" or split not in lacking]
-        splits |= {split: made[split] for split in lacking} | {
-            "train": list(itertools.chain(*kept))
-        }
-        share = f"{_HELD_OUT:.0%}"
-        print(
-            f"{name}: has no split for {' or '.join(lacking)}; {share} of train for each, by hash"
-        )
+        splits |= _carved(splits["train"], lacking)
+        print(f"{name}: has no split for {' or '.join(lacking)}; {_HELD_OUT:.0%} of train for each")
     return {split: splits[split] for split in SPLITS}
+
+
+def _carved(documents, lacking):
+    """{split: documents} of `train` and those that lack, placed by hash, at least one in each."""
+    made = split_documents([document for document in documents if document.strip()])
+    for split in lacking:
+        if not made[split] and made["train"]:
+            made[split] = [min(made["train"], key=sha256)]
+            made["train"].remove(*made[split])
+    kept = [made[split] for split in SPLITS if split not in lacking]
+    return {split: made[split] for split in lacking} | {"train": list(itertools.chain(*kept))}
 
 
 def split_of(name: str) -> str | None:
