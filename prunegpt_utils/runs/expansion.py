@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, replace
 
 import yaml
 
+from prunegpt_utils import hub
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.runs import optional_models, parameters, paths, study_files
 
 # Parameters that name another run by its recipe.
 RUN_REFS = ("model", "init_from", "teacher", "one_shot_run", "baseline")
+_MODELS = ("model", "teacher")  # those of them that may name a model instead
 # Parameters in which all runs of a study agree, so that one may use the models of another.
 SHARED = ("model", "data", "block_size", "protocol")
 
@@ -110,8 +112,7 @@ class _Study:
     def __init__(self, content: dict) -> None:
         self.entries = list(_entries(content))
         self.first = {entry.recipe: entry for entry in reversed(self.entries)}
-        left_out = functools.partial(optional_models.is_left_out, str(content["study"]))
-        self.is_left_out = functools.cache(left_out)
+        self.decided = optional_models.decided(content["study"])
 
     def points(self) -> Iterator[tuple[_Entry, dict]]:
         """(entry, {axis: value}) of every combination of the axes."""
@@ -148,14 +149,28 @@ class _Study:
         needs = [self.resolve(ref, p) for ref in RUN_REFS if p.get(ref)]
         return tuple(dict.fromkeys(need.name for need in needs if need))
 
+    @functools.cached_property
+    def required(self) -> set:
+        """Models, and recipes, that are named by what is not optional."""
+        given = [
+            entry.given.get(ref) for entry in self.entries if not entry.optional for ref in _MODELS
+        ]
+        return {name for names in given for name in (names if isinstance(names, list) else [names])}
+
     def optional_models(self, entry: _Entry, spec: RunSpec) -> list[str]:
-        """The models that an optional run needs and no other run makes."""
-        named = [spec.parameters.get(ref) for ref in ("model", "teacher") if entry.optional]
-        return [name for name in named if name and name not in self.first | self.variants]
+        """The models that only optional runs need and no run makes."""
+        named = [spec.parameters.get(ref) for ref in _MODELS if entry.optional]
+        made = self.first.keys() | self.variants.keys()
+        return [name for name in named if name and name not in made | self.required]
 
     def missing_model(self, entry: _Entry, spec: RunSpec) -> str | None:
         """The model for want of which an optional run is not made, if there is one."""
         return next(filter(self.is_left_out, self.optional_models(entry, spec)), None)
+
+    def is_left_out(self, model: str) -> bool:
+        """Whether the study does without a model; before it begins, whether that is not here."""
+        known = model in self.decided
+        return self.decided[model] is not None if known else not hub.is_available(model)
 
 
 def plan(study: str) -> dict[str, RunSpec]:

@@ -43,11 +43,5 @@ def decide(study: str, models: Iterable[str]) -> None:
             part.write_text(json.dumps(before | found, indent=2) + "\n", "utf-8")
 
 
-def is_left_out(study: str, model: str) -> bool:
-    """Whether a study does without a model; before it begins, whether it is not here."""
-    before = decided(study)
-    return before[model] is not None if model in before else not hub.is_available(model)
-
-
 def _path(study):
     return paths.study_folder(study) / "optional_models.json"
