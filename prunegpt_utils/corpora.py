@@ -5,7 +5,6 @@ import functools
 import importlib.metadata
 import importlib.util
 import inspect
-import itertools
 import json
 import os
 import re
@@ -211,29 +210,47 @@ def _text_files(path):
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
+def download(name: str) -> None:
+    """Get a data set of the hub onto this machine; of another text, nothing.
+
+    Raises:
+        ParameterError: there is none of that name, or the hub does not answer.
+    """
+    if _HUB_NAME.fullmatch(name) and not Path(name).expanduser().exists():
+        repository, _, configuration = name.partition(":")
+        fetch(repository, "dataset", "data", configuration)
+
+
 def _read_hub(name, cache):
     """({split: documents}, commit) of a data set of the hub, from its cache if it is there."""
     from datasets import DatasetDict, disable_progress_bars, load_dataset
+    from datasets.exceptions import DatasetsError
 
     repository, _, configuration = name.partition(":")
-    folder = fetch(repository, "dataset", "data", f"{configuration}*", None)
+    folder = fetch(repository, "dataset", "data", configuration)
     disable_progress_bars()
     # A configuration with a folder of its own needs no data card to be found.
     own_folder = configuration and (folder / configuration).is_dir()
     which = {"data_dir" if own_folder else "name": configuration or None}
     try:
         found = load_dataset(str(folder), cache_dir=str(Path(cache, "datasets")), **which)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ParameterError("data", name, f"does not load: {one_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        problem = one_line(error.__cause__ or error)
+        raise ParameterError("data", name, f"does not load: {problem}") from error
     found = found if isinstance(found, DatasetDict) else {"train": found}
-    for split, rows in found.items():
-        if "text" not in rows.column_names:
-            allowed = f"has no column named text in its {split} split, only {rows.column_names}"
-            raise ParameterError("data", name, allowed)
-    if all(split in found for split in SPLITS):
-        return {split: found[split]["text"][:] for split in SPLITS}, folder.name
-    texts = itertools.chain(*(rows["text"] for rows in found.values()))
-    return split_documents([text for text in texts if text.strip()]), folder.name
+    readers = {
+        split: functools.partial(_column, name, split, rows) for split, rows in found.items()
+    }
+    return read_splits(name, readers), folder.name
+
+
+def _column(name, split, rows):
+    """The column `text` of a split of a data set of the hub."""
+    if "text" not in rows.column_names:
+        allowed = f"has no column named text in its {split} split, only {rows.column_names}"
+        raise ParameterError("data", name, allowed)
+    texts = enumerate(rows["text"][:], 1)
+    return [_text(name, f"row {number} of its {split} split", text) for number, text in texts]
 
 
 def _read_file(name, file):

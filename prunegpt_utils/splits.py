@@ -76,8 +76,20 @@ def read_splits(
     missing = [split for split in SPLITS[1:] if [split] not in said.values()]
     if missing:
         texts = [text for text in splits["train"] if text.strip()]
-        splits |= split_documents(texts, missing)
-    _show(said, missing, left_out, splits)
+        splits |= _carve(texts, missing)
+    held = {text for split in SPLITS[1:] for text in splits[split] if len(text.split()) >= 13}
+    kept = [text for text in splits["train"] if text not in held]  # a title may come twice
+    _show(said, missing, left_out, len(splits["train"]) - len(kept))
+    return splits | {"train": kept}
+
+
+def _carve(documents, held_out):
+    """`split_documents`, but with a document in each split even of a few."""
+    splits = split_documents(documents, held_out)
+    for split in held_out:
+        if not splits[split] and len(splits["train"]) > 1:
+            splits[split] = [min(splits["train"], key=sha256)]
+            splits["train"].remove(splits[split][0])
     return splits
 
 
@@ -102,8 +114,8 @@ def _refuse_unclear(name, said):
     raise ParameterError("data", name, allowed)
 
 
-def _show(said, missing, left_out, splits):
-    """One line that says where each text went, and whether held-out documents are in train too."""
+def _show(said, missing, left_out, twice):
+    """One line that says where each text went, and what of train is left out as held out too."""
     parts = [_where(said)]
     if not any(said.values()):
         parts.append("documents are split 90 : 5 : 5 by a hash")
@@ -111,10 +123,8 @@ def _show(said, missing, left_out, splits):
         parts.append(f"{' and '.join(missing)}: {_HELD_OUT:.0%} of the training documents")
     if left_out:
         parts.append(f"left out: {_few(left_out)}")
-    train, held = set(splits["train"]), [*splits["validation"], *splits["test"]]
-    held = [text for text in held if len(text.split()) >= 13]  # a title may come twice
-    if twice := sum(text in train for text in held):
-        parts.append(f"{twice} of {len(held)} held-out documents also stand in train")
+    if twice:
+        parts.append(f"left out of train: {twice} documents that are held out too")
     encoding = sys.stdout.encoding or "utf-8"  # a file may have any name, a terminal be ASCII
     print(f"data: {'; '.join(parts)}".encode(encoding, "backslashreplace").decode(encoding))
 
