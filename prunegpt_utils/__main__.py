@@ -28,11 +28,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def check(study: str) -> None:
     """Read a study file and check all of it. A mistake in it shows before the first run."""
-    from prunegpt_utils.runs import expansion
+    from prunegpt_utils.runs import expansion, optional_models
 
     expansion.plan(study)
+    expansion.decide(study)
     for recipe, need in expansion.missing_models(study).items():
         print(f"  left out: {recipe}, which needs {need}")
+    for why in filter(None, optional_models.decided(study).values()):
+        print(f"            {why}")
 
 
 def line(record: str) -> None:
@@ -69,6 +72,8 @@ def show_plan(study: str) -> None:
     found = estimate.estimate(study)
     for name in found["todo"]:
         print(f"  to do  {name}")
+    for recipe, need in expansion.missing_models(study).items():
+        print(f"  without {recipe}, which needs {need}: `make study` looks for it once more")
     print(f"{study}: {len(found['done'])} runs done, {len(found['todo'])} to do")
     known = len(found["todo"]) - len(found["unknown"])
     if known:
@@ -151,12 +156,13 @@ def override(arguments: list[str]) -> None:
 
 def study(arguments: list[str], resume: bool = False) -> None:
     """Run studies: names, GPUs, options of Snakemake."""
-    from prunegpt_utils.runs import paths, scheduler
+    from prunegpt_utils.runs import execution, paths, scheduler
 
     listed, gpus, *options = arguments
     names, bad = listed.split() or [listed], False
     for name in names:
         check(name)
+        execution.download(name)
     for name, code in scheduler.run(names, options, gpus or 0, resume):
         left = scheduler.unfinished(name)
         if code >= 0 and any(paths.study_folder(name).glob("records/*.json")):

@@ -73,9 +73,13 @@ def score_tokens(
         batch: windows at a time; changes the speed alone.
 
     Raises:
-        ParameterError: unknown split, stride out of range, or a text too short to score.
+        ParameterError: unknown split, stride out of range, a text too short to score, or pages
+            by a tokenizer that has no token to begin them with.
     """
     layouts = tokens.layouts[PROTOCOLS[protocol].layout]
+    if not layouts:
+        allowed = "begins each page with the bos or eos token, and this tokenizer has neither"
+        raise ParameterError("protocol", protocol, allowed)
     if split not in layouts:
         raise ParameterError("split", split, f"must be one of {', '.join(layouts)}")
     text = layouts[split]

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and locks that vanish with the process holding them."""
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -33,6 +34,11 @@ def cached_json(make: Callable, path: Path) -> Any:
         with atomic_path(path) as part:
             part.write_text(json.dumps(make()), "utf-8")
     return json.loads(path.read_text("utf-8"))
+
+
+def sha256(text: str) -> str:
+    """Hash of a text, in hexadecimal digits."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @contextlib.contextmanager

@@ -92,12 +92,20 @@ def keep_heads(model: PreTrainedModel, chosen: Sequence[Iterable[int]]) -> None:
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model `name` (see `load_model`)."""
+    """The tokenizer beside the model `name` (see `load_model`).
+
+    Raises:
+        ParameterError: none that transformers can read, or one without a vocabulary.
+    """
     folder = locate(name, "model")
     try:
-        return AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        found = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+        # Without its files, transformers makes a tokenizer of nothing but special tokens.
+        if not set(found.get_vocab()).difference(found.get_added_vocab(), found.all_special_tokens):
+            raise ValueError("no file with a vocabulary is beside the model")
+    except Exception as error:  # a TypeError, ImportError or bare Exception, as the case may be
         raise ParameterError("model", str(name), _reason("has no tokenizer", error)) from error
+    return found
 
 
 def _reason(problem, error):

@@ -62,7 +62,9 @@ def test_the_guide_s_python_runs(mine, tmp_path, monkeypatch, own_registry, caps
     for code in blocks(GUIDE, "python"):
         exec(compile(smaller(code, mine), str(GUIDE), "exec"), space)
     sys.modules.pop("my_criteria")
-    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("data: ") for line in lines[:-3])  # where each file went
+    printed = [line.split() for line in lines[-3:]]
     assert [line[0] for line in printed] == ["relative", "magnitude", "random"]
     assert all(float(line[1]) == pytest.approx(0.5, abs=1e-3) for line in printed)
     assert len({line[2] for line in printed}) == 3  # three rankings, three models

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ONE_THREAD, scored, tiny_gpt2
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from prunegpt_utils import __main__ as commands
 from prunegpt_utils import masks, modeling, structured
@@ -71,6 +71,23 @@ def test_plain_transformers_generate_from_it(made, sparse, runs_folder, capsys):
     assert done.stdout.startswith("Return a list of") and len(done.stdout) > 18
     warned = [line for line in done.stderr.splitlines() if not line.startswith("Loading weights")]
     assert not "".join(warned)
+
+
+def test_a_batch_of_prompts_works_in_a_pipeline(made, sparse, runs_folder):
+    """Each prompt goes on as it does alone, though the batch pads the shorter one."""
+    commands.main(["export", made(sparse)])
+    folder = runs_folder / "mine" / "exports" / "gradual-s80-seed3"
+    assert modeling.load_tokenizer("pydocs-base").pad_token is None
+    writer = pipeline("text-generation", model=str(folder), device="cpu")
+    options = {"max_new_tokens": 6, "do_sample": False, "return_full_text": False}
+    prompts = ["Return a list of all the names in a", "This"]
+    batch = writer(prompts, batch_size=2, **options)
+    assert batch == [writer(prompt, **options) for prompt in prompts]
+    assert len({found[0]["generated_text"] for found in batch} - {""}) == 2
+    tokenizer = AutoTokenizer.from_pretrained(folder)  # of its own: the pipeline changes its side
+    ids = tokenizer(prompts, return_tensors="pt", padding=True)
+    written = writer.model.generate(**ids, max_new_tokens=6, do_sample=False)[:, -6:]
+    assert [found[0]["generated_text"] for found in batch] == tokenizer.batch_decode(written)
 
 
 def test_every_zero_is_in_the_file(made, sparse, runs_folder):

@@ -57,7 +57,7 @@ def test_the_pinned_revision_is_preferred(cache):
     home = cache / "datasets--Salesforce--wikitext"
     (home / "refs" / "main").write_text("c" * 40)
     shutil.copytree(home / "snapshots" / pinned, home / "snapshots" / ("c" * 40))
-    assert hub.fetch("Salesforce/wikitext", "dataset", "data", "*", None).name == pinned
+    assert hub.fetch("Salesforce/wikitext", "dataset", "data", "wikitext-2-raw-v1").name == pinned
 
 
 def test_wikitext_in_the_cache(cache, tmp_path):
@@ -110,7 +110,7 @@ def test_without_cache_and_network_one_line_says_what_to_do(cache, tmp_path, loa
     begin = time.monotonic()
     with pytest.raises(ParameterError) as caught:
         load(tmp_path)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 10
     message = str(caught.value)
     assert message.startswith(start) and "\n" not in message
     for way in ("connect to the network", "hf download", "local folder"):
@@ -125,7 +125,7 @@ def test_an_unreachable_hub_is_noticed_within_seconds(cache, monkeypatch):
     begin = time.monotonic()
     with pytest.raises(ParameterError, match="the hub cannot be reached"):
         modeling.load_model("gpt2")
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 10
 
 
 def test_weights_that_are_not_finite(tmp_path):

@@ -37,10 +37,13 @@ def export(study: str, run: str, out: str | None = None) -> Path:
     target = Path(out).expanduser().resolve() if out else home / "exports" / run
     _refuse_to_overwrite(target, _title(record))
     model, tokenizer = _load(source), load_tokenizer(source)
-    # what training switched off and generating wants: the cache, and a token to pad with
+    # what training switched off and generating wants: the cache, and a token to pad with, before
+    # the shorter prompts of a batch
     model.config.use_cache = model.generation_config.use_cache = True
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.bos_token
+    tokenizer.padding_side = "left"
     if model.generation_config.pad_token_id is None:
-        model.generation_config.pad_token_id = tokenizer.eos_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
     with atomic_path(target) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from prunegpt_utils import corpora, hub
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.runs import expansion, paths, records, study_files
+from prunegpt_utils.runs import expansion, paths, records, status, study_files
 
 
 def require(ref: str, p: dict) -> dict | None:
@@ -42,6 +43,22 @@ def model_of(ref: str, p: dict) -> str | Path:
     ref = ref if p[ref] else "model"
     record = require(ref, p)
     return paths.study_folder(p["study"]) / "models" / record["run"] if record else p[ref]
+
+
+def download(study: str) -> None:
+    """Get all models and texts of the hub that the runs still to be made read, before any of them.
+
+    So they can be made where there is no network, and what cannot be had is said at once.
+
+    Raises:
+        ParameterError: a model or text that is not to be had.
+    """
+    content, planned = study_files.load(study), expansion.plan(study)
+    for p in [planned[name].parameters for name in status.unfinished(study)]:
+        for ref in ("model", "init_from", "teacher"):
+            if p.get(ref) and expansion.resolve(content, ref, p) is None:
+                hub.locate(p[ref], ref)
+        corpora.download(p.get("data", ""))
 
 
 def execute(spec: expansion.RunSpec, folder: Path) -> None:

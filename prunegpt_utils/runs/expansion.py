@@ -12,10 +12,11 @@ import yaml
 
 from prunegpt_utils import hub
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.runs import parameters, paths, study_files
+from prunegpt_utils.runs import optional_models, parameters, paths, study_files
 
 # Parameters that name another run by its recipe.
 RUN_REFS = ("model", "init_from", "teacher", "one_shot_run", "baseline")
+_MODELS = ("model", "teacher")  # those of them that may name a model instead
 # Parameters in which all runs of a study agree, so that one may use the models of another.
 SHARED = ("model", "data", "block_size", "protocol")
 
@@ -111,7 +112,7 @@ class _Study:
     def __init__(self, content: dict) -> None:
         self.entries = list(_entries(content))
         self.first = {entry.recipe: entry for entry in reversed(self.entries)}
-        self.is_available = functools.cache(hub.is_available)
+        self.decided = optional_models.decided(content["study"])
 
     def points(self) -> Iterator[tuple[_Entry, dict]]:
         """(entry, {axis: value}) of every combination of the axes."""
@@ -148,11 +149,28 @@ class _Study:
         needs = [self.resolve(ref, p) for ref in RUN_REFS if p.get(ref)]
         return tuple(dict.fromkeys(need.name for need in needs if need))
 
+    @functools.cached_property
+    def required(self) -> set:
+        """Models, and recipes, that are named by what is not optional."""
+        given = [
+            entry.given.get(ref) for entry in self.entries if not entry.optional for ref in _MODELS
+        ]
+        return {name for names in given for name in (names if isinstance(names, list) else [names])}
+
+    def optional_models(self, entry: _Entry, spec: RunSpec) -> list[str]:
+        """The models that only optional runs need and no run makes."""
+        named = [spec.parameters.get(ref) for ref in _MODELS if entry.optional]
+        made = self.first.keys() | self.variants.keys()
+        return [name for name in named if name and name not in made | self.required]
+
     def missing_model(self, entry: _Entry, spec: RunSpec) -> str | None:
-        """The model for want of which an optional run cannot be made, if there is one."""
-        named = [spec.parameters.get(ref) for ref in ("model", "teacher") if entry.optional]
-        models = [name for name in named if name and name not in self.first | self.variants]
-        return next((name for name in models if not self.is_available(name)), None)
+        """The model for want of which an optional run is not made, if there is one."""
+        return next(filter(self.is_left_out, self.optional_models(entry, spec)), None)
+
+    def is_left_out(self, model: str) -> bool:
+        """Whether the study does without a model; before it begins, whether that is not here."""
+        known = model in self.decided
+        return self.decided[model] is not None if known else not hub.is_available(model)
 
 
 def plan(study: str) -> dict[str, RunSpec]:
@@ -218,8 +236,16 @@ def find(values: dict) -> RunSpec | None:
         return None
 
 
+def decide(study: str) -> None:
+    """Look for the models that optional runs need, and write down which the study does without."""
+    known = _Study(study_files.load(study))
+    specs = [(entry, entry.at(point)) for entry, point in known.points()]
+    models = [name for pair in specs for name in known.optional_models(*pair)]
+    optional_models.decide(study, dict.fromkeys(models))
+
+
 def missing_models(study: str) -> dict[str, str]:
-    """{recipe: model that it needs} of the optional runs that cannot be made here."""
+    """{recipe: model that it needs} of the optional runs that the study does without."""
     known = _Study(study_files.load_or_empty(study))
     specs = [(entry, entry.at(point)) for entry, point in known.points()]
     found = {spec.parameters["recipe"]: known.missing_model(entry, spec) for entry, spec in specs}

@@ -140,6 +140,7 @@ def environment() -> dict:
 
     from prunegpt_utils.criteria import OWN
     from prunegpt_utils.distributed import processes
+    from prunegpt_utils.hub import loaded_commits
 
     status = _git("status", "--porcelain")
     return {
@@ -148,6 +149,7 @@ def environment() -> dict:
         "threads": torch.get_num_threads(), "processes": processes().num_processes,
         **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")},
         **({"own_criteria": OWN} if OWN else {}),
+        **({"hub": commits} if (commits := loaded_commits()) else {}),  # of teachers as well
     }  # fmt: skip
 
 
