@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 from prunegpt_utils.calibration import CalibrationStats
 from prunegpt_utils.criteria import scores
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.modeling import eval_mode, input_axes, prunable_weights
+from prunegpt_utils.forward import eval_mode
+from prunegpt_utils.modeling import input_axes, prunable_weights
 from prunegpt_utils.sparsegpt import sparsegpt
 
 
@@ -26,10 +27,13 @@ def prune(
     Raises:
         ParameterError: sparsity or scope that cannot be had.
     """
+    axes = input_axes(model)
     if criterion == "sparsegpt":
+        rule = _column_rule(sparsity, scope)
+        _check_widths(scope, prunable_weights(model), axes)
         with eval_mode(model):
-            return sparsegpt(model, batches, *_column_rule(sparsity, scope))
-    masks = make_masks(scores(model, criterion, stats), sparsity, scope, input_axes(model))
+            return sparsegpt(model, batches, *rule)
+    masks = make_masks(scores(model, criterion, stats), sparsity, scope, axes)
     apply_masks(model, masks)
     return masks
 
@@ -56,27 +60,31 @@ def make_masks(
     """
     if scope == "per-row":
         return {name: _each_row(tensor, sparsity, axes[name]) for name, tensor in scored.items()}
+    if scope == "uniform":
+        return {name: _each_matrix(tensor, sparsity) for name, tensor in scored.items()}
     if ":" in scope:
         scored = _keep_pattern(scored, scope, sparsity, axes)
-    groups = [{name: s} for name, s in scored.items()] if scope == "uniform" else [scored]
-    masks = {}
-    for group in groups:
-        goal = round(sparsity * sum(tensor.numel() for tensor in group.values()))
-        masks |= {name: low.logical_not_() for name, low in _lowest(group, goal).items()}
-    return masks
+    goal = round(sparsity * sum(tensor.numel() for tensor in scored.values()))
+    return {name: low.logical_not_() for name, low in _lowest(scored, goal).items()}
 
 
 def _keep_pattern(scored, pattern, sparsity, axes):
     """Scores in which the n highest of every m neighbours can no longer be the lowest."""
     n, m = _pattern(pattern, sparsity)
+    _check_widths(pattern, scored, axes)
     kept = {}
     for name, tensor in scored.items():
         rows = tensor.movedim(axes[name], -1)
-        if rows.shape[-1] % m:
-            allowed = f"does not divide the {rows.shape[-1]} inputs of {name}"
-            raise ParameterError("scope", pattern, allowed)
         kept[name] = rows.where(~_best(rows, n, m), torch.inf).movedim(-1, axes[name])
     return kept
+
+
+def _check_widths(scope, matrices, axes):
+    """Raise unless a scope n:m divides the inputs of all matrices; other scopes always fit."""
+    m = int(scope.split(":")[1]) if ":" in scope else 1
+    for name, matrix in matrices.items():
+        if (inputs := matrix.shape[axes[name]]) % m:
+            raise ParameterError("scope", scope, f"does not divide the {inputs} inputs of {name}")
 
 
 def _pattern(scope, sparsity):
@@ -92,6 +100,13 @@ def _best(scored, n, m):
     groups = scored.unflatten(-1, (-1, m))
     best = torch.zeros_like(groups, dtype=torch.bool)
     return best.scatter(-1, groups.topk(n, dim=-1).indices, True).flatten(-2)
+
+
+def _each_matrix(scored, sparsity):
+    """Mask that prunes a matrix, or each of those that stand in a stack, by the same fraction."""
+    if scored.ndim > 2:
+        return torch.stack([_each_matrix(matrix, sparsity) for matrix in scored])
+    return _lowest({"": scored}, round(sparsity * scored.numel()))[""].logical_not_()
 
 
 def _each_row(scored, sparsity, axis):
@@ -166,8 +181,22 @@ def sparsity_tolerance(model: PreTrainedModel, scope: str) -> float:
     axes, weights = input_axes(model), prunable_weights(model)
     if scope == "per-row":
         return 0.5 / min(weight.shape[axes[name]] for name, weight in weights.items())
-    sizes = [weight.numel() for weight in weights.values()]
-    return 0.5 / (min(sizes) if scope == "uniform" else sum(sizes))
+    if scope == "uniform":
+        return 0.5 / min(weight.shape[-2:].numel() for weight in weights.values())
+    return 0.5 / sum(weight.numel() for weight in weights.values())
+
+
+def check_sparsity(model: PreTrainedModel, sparsity: float, scope: str) -> None:
+    """Raise `ParameterError` if a model has zeros already where this cut would leave weights."""
+    weights = {name: weight.detach() for name, weight in prunable_weights(model).items()}
+    present = measure_sparsity(model)["prunable"]
+    if present < 1e-3:
+        return
+    masks = make_masks({n: w.abs() for n, w in weights.items()}, sparsity, scope, input_axes(model))
+    surplus = sum(int((weights[name][mask] == 0).sum()) for name, mask in masks.items())
+    if surplus > 1e-3 * sum(weight.numel() for weight in weights.values()):
+        allowed = f"cannot be had by {scope}: {present:.1%} of the block matrices is zero already"
+        raise ParameterError("sparsity", sparsity, allowed)
 
 
 def sparsity_by_matrix(model: PreTrainedModel) -> dict[str, float]:
