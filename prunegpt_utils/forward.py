@@ -51,12 +51,12 @@ def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:
 
 def last_hidden_states(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """Last hidden states, shape (batch, tokens, width): what the head turns into logits."""
-    return model.base_model(input_ids=ids).last_hidden_state
+    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
 
 def all_hidden_states(model: PreTrainedModel, ids: torch.Tensor) -> list[torch.Tensor]:
     """Hidden states after each block, the last ones normalised: each (batch, tokens, width)."""
-    found = model.base_model(input_ids=ids, output_hidden_states=True)
+    found = model.base_model(input_ids=ids, output_hidden_states=True, use_cache=False)
     return [*found.hidden_states[1:-1], found.last_hidden_state]
 
 
