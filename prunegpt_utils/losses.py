@@ -16,7 +16,6 @@ from prunegpt_utils.forward import (
     logits,
 )
 
-CHUNK = 256  # tokens whose logits live at the same time
 KD_LOSSES = ("forward_kl", "reverse_kl", "hidden_mse")
 
 
@@ -137,7 +136,7 @@ def _recomputed_loss(hidden, head, labels, teacher, options, chunk):
 def mean_loss(
     hidden: torch.Tensor, head: torch.Tensor | Callable, labels: torch.Tensor,
     teacher: tuple | None = None, alpha: float = 0.0, temperature: float = 1.0,
-    reverse: bool = False, chunk: int = CHUNK,
+    reverse: bool = False, chunk: int = 256,
 ) -> torch.Tensor:  # fmt: skip
     """Mean of `token_losses` over a batch of whatever shape, a float32 scalar.
 

@@ -6,11 +6,11 @@ import torch
 from transformers import PreTrainedModel
 
 from prunegpt_utils.calibration import CalibrationStats
-from prunegpt_utils.criteria import scores
+from prunegpt_utils.criteria import CRITERIA, scores
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.forward import eval_mode
-from prunegpt_utils.modeling import input_axes, prunable_weights
-from prunegpt_utils.sparsegpt import sparsegpt
+from prunegpt_utils.modeling import input_axes, prunable_layers, prunable_weights
+from prunegpt_utils.sparsegpt import check_blocks, sparsegpt
 
 
 def prune(
@@ -27,15 +27,25 @@ def prune(
     Raises:
         ParameterError: sparsity or scope that cannot be had.
     """
-    axes = input_axes(model)
     if criterion == "sparsegpt":
-        rule = _column_rule(sparsity, scope)
-        _check_widths(scope, prunable_weights(model), axes)
+        check_cut(model, criterion, sparsity, scope)
         with eval_mode(model):
-            return sparsegpt(model, batches, *rule)
-    masks = make_masks(scores(model, criterion, stats), sparsity, scope, axes)
+            return sparsegpt(model, batches, *_column_rule(sparsity, scope))
+    masks = make_masks(scores(model, criterion, stats), sparsity, scope, input_axes(model))
     apply_masks(model, masks)
     return masks
+
+
+def check_cut(model: PreTrainedModel, criterion: str, sparsity: float, scope: str) -> None:
+    """Raise the `ParameterError` of `prune` before anything was trained or measured."""
+    if ":" in scope:
+        _pattern(scope, sparsity)
+        _check_widths(scope, prunable_weights(model), input_axes(model))
+    if criterion == "sparsegpt":
+        _column_rule(sparsity, scope)
+        check_blocks(model)
+    elif CRITERIA[criterion].needs == "inputs":
+        prunable_layers(model)
 
 
 def make_masks(
@@ -80,8 +90,8 @@ def _keep_pattern(scored, pattern, sparsity, axes):
 
 
 def _check_widths(scope, matrices, axes):
-    """Raise unless a scope n:m divides the inputs of all matrices; other scopes always fit."""
-    m = int(scope.split(":")[1]) if ":" in scope else 1
+    """Raise unless a scope n:m divides the inputs of all matrices."""
+    m = int(scope.split(":")[1])
     for name, matrix in matrices.items():
         if (inputs := matrix.shape[axes[name]]) % m:
             raise ParameterError("scope", scope, f"does not divide the {inputs} inputs of {name}")
@@ -184,19 +194,6 @@ def sparsity_tolerance(model: PreTrainedModel, scope: str) -> float:
     if scope == "uniform":
         return 0.5 / min(weight.shape[-2:].numel() for weight in weights.values())
     return 0.5 / sum(weight.numel() for weight in weights.values())
-
-
-def check_sparsity(model: PreTrainedModel, sparsity: float, scope: str) -> None:
-    """Raise `ParameterError` if a model has zeros already where this cut would leave weights."""
-    weights = {name: weight.detach() for name, weight in prunable_weights(model).items()}
-    present = measure_sparsity(model)["prunable"]
-    if present < 1e-3:
-        return
-    masks = make_masks({n: w.abs() for n, w in weights.items()}, sparsity, scope, input_axes(model))
-    surplus = sum(int((weights[name][mask] == 0).sum()) for name, mask in masks.items())
-    if surplus > 1e-3 * sum(weight.numel() for weight in weights.values()):
-        allowed = f"cannot be had by {scope}: {present:.1%} of the block matrices is zero already"
-        raise ParameterError("sparsity", sparsity, allowed)
 
 
 def sparsity_by_matrix(model: PreTrainedModel) -> dict[str, float]:

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from prunegpt_utils.calibration import Moments
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.forward import last_hidden_states
+from prunegpt_utils.forward import eval_mode, last_hidden_states, probe_ids
 from prunegpt_utils.modeling import input_axes, prunable_layers, transformer_blocks
 
 
@@ -36,8 +36,8 @@ def sparsegpt(
     """
     axes, every, masks = input_axes(model), prunable_layers(model), {}
     prefix, stack = transformer_blocks(model)
-    _check_chain(model, stack, every, batches[0][:1])
-    found = [_block_calls(model, stack, rows) for rows in batches]
+    check_blocks(model)
+    found = [_block_calls(model, stack, rows[:, :-1]) for rows in batches]
     states, calls = [state for state, _ in found], [call for _, call in found]
     for index, block in enumerate(stack):
         mine = {n: m for n, m in every.items() if n.startswith(f"{prefix}.{index}.")}
@@ -53,6 +53,46 @@ def sparsegpt(
         pairs = zip(states, calls, strict=True)
         states = [_run(block, state, call[index]) for state, call in pairs]
     return masks
+
+
+@torch.no_grad()
+def check_blocks(model: PreTrainedModel) -> None:
+    """Raise `ParameterError` if hidden states are not all that blocks take from one another.
+
+    If the first block says something else, then the last block must say the same in a forward pass
+    of the model as after the blocks one by one, each with the arguments that it had before.
+    """
+    _, stack = transformer_blocks(model)
+    with eval_mode(model), Moments(prunable_layers(model), len) as inputs:
+        state, calls = _block_calls(model, stack, probe_ids(model))
+        inputs.means()  # refuses layers that are not called
+        said = _louder(model, stack)
+        if len(calls) == len(stack):
+            state = _run(stack[0], state, calls[0]) * 1.5
+            for block, call in zip(stack[1:], calls[1:], strict=True):
+                state = _run(block, state, call)
+    if len(calls) != len(stack) or not (said - state).norm() <= 1e-3 * said.norm():
+        allowed = f"cannot prune {type(model).__name__}: its blocks share more than hidden states"
+        raise ParameterError("criterion", "sparsegpt", allowed)
+
+
+def _louder(model, stack):
+    """Hidden states after the last block of a forward pass, those after the first times 1.5."""
+    said = []
+
+    def scale(_, __, output):
+        return (output[0] * 1.5, *output[1:]) if isinstance(output, tuple) else output * 1.5
+
+    hooks = [
+        stack[0].register_forward_hook(scale),
+        stack[-1].register_forward_hook(lambda _, __, output: said.append(_first(output))),
+    ]
+    try:
+        last_hidden_states(model, probe_ids(model))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return said[-1]
 
 
 def sparsify_weight(
@@ -91,7 +131,7 @@ def sparsify_weight(
     return weight, mask
 
 
-def _block_calls(model, stack, rows):
+def _block_calls(model, stack, ids):
     """(hidden states that enter the first block, [(arguments, options)] of all blocks beside them).
 
     A block's own mask and rotary embedding are among them: those of a block that looks at a window
@@ -107,7 +147,7 @@ def _block_calls(model, stack, rows):
 
     hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in stack]
     try:
-        last_hidden_states(model, rows[:, :-1].to(model.device))
+        last_hidden_states(model, ids.to(model.device))
     finally:
         for hook in hooks:
             hook.remove()
@@ -116,36 +156,8 @@ def _block_calls(model, stack, rows):
 
 def _run(block, state, call):
     """Hidden states after a block."""
-    output = block(state, *call[0], **call[1])
+    return _first(block(state, *call[0], **call[1]))
+
+
+def _first(output):
     return output[0] if isinstance(output, tuple) else output
-
-
-def _check_chain(model, stack, layers, rows):
-    """Refuse models in which hidden states are not all that blocks take from one another.
-
-    If the first block says something else, then the last block must say the same in a forward pass
-    of the model as after the blocks one by one, each with the arguments that it had before.
-    """
-    with Moments(layers, len) as inputs:
-        state, calls = _block_calls(model, stack, rows)
-    inputs.means()  # refuses layers that are not called
-    said = []
-
-    def louder(_, __, output):
-        return (output[0] * 1.5, *output[1:]) if isinstance(output, tuple) else output * 1.5
-
-    def hear(_, __, output):
-        said.append(output[0] if isinstance(output, tuple) else output)
-
-    hooks = [stack[0].register_forward_hook(louder), stack[-1].register_forward_hook(hear)]
-    try:
-        last_hidden_states(model, rows[:, :-1].to(model.device))
-        if len(calls) == len(stack):
-            for block, call in zip(stack, calls, strict=True):
-                state = _run(block, state, call)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if len(calls) != len(stack) or not (said[0] - state).norm() <= 1e-3 * said[0].norm():
-        allowed = f"cannot prune {type(model).__name__}: its blocks share more than hidden states"
-        raise ParameterError("criterion", "sparsegpt", allowed)
