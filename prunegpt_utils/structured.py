@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GPT2LMHeadModel, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prunegpt_utils.errors import ParameterError
@@ -32,11 +32,11 @@ def prune_structured(
     Raises:
         ParameterError: another architecture, or nothing would be left.
     """
-    small = copy.deepcopy(model).requires_grad_(True)
-    _, stack = transformer_blocks(small)
-    if any(not isinstance(getattr(block.mlp, "c_fc", None), Conv1D) for block in stack):
+    if not isinstance(model, GPT2LMHeadModel):
         kind = type(model).__name__
         raise ParameterError("model", kind, "must be a GPT-2 to lose neurons or heads")
+    small = copy.deepcopy(model).requires_grad_(True)
+    _, stack = transformer_blocks(small)
     if importance == "taylor":
         for rows in batches:
             loss(small, rows).backward()
