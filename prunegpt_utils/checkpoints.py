@@ -116,7 +116,8 @@ class TrainState:
             "steps": self.step, "seconds": self._elapsed(), "best_step": self.best_step,
             "tokens": tokens, "history": self.history,
         }  # fmt: skip
-        self.model.save_pretrained(folder)
+        with atomic_path(folder / "model") as part:
+            self.model.save_pretrained(part)
         with atomic_path(folder / "training.json") as part:
             part.write_text(json.dumps({"arguments": identity, "result": result}, indent=1))
         (folder / "resume.safetensors").unlink(missing_ok=True)
@@ -129,7 +130,7 @@ def is_finished(folder: Path) -> bool:
 
 def load_finished(model: PreTrainedModel, folder: Path) -> dict:
     """Load a finished training into `model`; its result. ParameterError if it is damaged."""
-    path = folder / "model.safetensors"
+    path = folder / "model" / "model.safetensors"
     try:
         weights = load_file(path, device=str(model.device))
     except (SafetensorError, OSError) as error:
