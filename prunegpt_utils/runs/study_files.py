@@ -29,6 +29,8 @@ def load(study: str) -> dict:
         ParameterError: no such file, no mapping, an unknown or wrong part, notebook or recipe.
     """
     content = _read("study", study, _study_files())
+    if "study" in content:
+        content["study"] = parameters.as_meant("study", content["study"])
     problems = [f"{location(study)}: {line}" for line in _problems(content, study)]
     if problems:
         raise ParameterError("\n".join(problems))
@@ -102,6 +104,11 @@ def _problems(content: dict, study: str) -> Iterator[str]:
         if name not in parameters.PARAMETERS:
             complaint = parameters.unknown(name, parameters.PARAMETERS, "is not a parameter")
             yield f"parameters: {name}: {value!r} {complaint}"
+    yield from _known_notebook("results", content.get("results"))
+    quoted = content.get("published")
+    for recipe, value in quoted.items() if isinstance(quoted, dict) else ():
+        if type(value) not in (int, float):
+            yield f"published: {recipe}: {value!r} must be a perplexity"
     listed = content.get("notebooks")
     if not listed:
         yield "notebooks: must list at least one"
@@ -109,10 +116,15 @@ def _problems(content: dict, study: str) -> Iterator[str]:
         yield from _notebook_problems(notebook, group)
 
 
-def _notebook_problems(notebook, group):
+def _known_notebook(part, notebook):
     known = {path.stem for path in (paths.ROOT / "notebooks").glob("*.ipynb")}
-    if notebook not in known:
-        yield f"notebooks: {notebook!r} must be one of {', '.join(sorted(known))}"
+    if isinstance(notebook, str) and notebook not in known:
+        yield f"{part}: {notebook!r} must be one of {', '.join(sorted(known))}"
+
+
+def _notebook_problems(notebook, group):
+    if problems := list(_known_notebook("notebooks", str(notebook))):
+        yield from problems
     elif not isinstance(group, dict):
         yield f"{notebook}: {group!r} must name recipes, each with a colon"
     else:
@@ -129,7 +141,9 @@ def _entry_problems(entry, declared):
     if not isinstance(entry, dict | None):
         yield f"{entry!r} must be parameters, such as {{sparsity: 0.9}}"
     for key in entry if isinstance(entry, dict) else ():
-        if key not in ("optional", *declared):
+        if key == "optional" and not isinstance(entry[key], bool):
+            yield f"optional: {entry[key]!r} must be true or false"
+        elif key not in ("optional", *declared):
             yield f"{key!r} {parameters.unknown(key, declared, 'is no parameter of this notebook')}"
 
 
