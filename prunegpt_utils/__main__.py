@@ -22,8 +22,10 @@ def main(arguments: list[str] | None = None) -> None:
         # STUDY="pydocs structured" names two
         for value in given.split() or [given] if argument == "study" else [given]:
             act(value)
-    except ParameterError as error:
+    except (ParameterError, OSError) as error:  # a disk may be full, a folder somebody else's
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells have it
 
 
 def check(study: str) -> None:
@@ -56,10 +58,13 @@ def failure(log: str) -> None:
 
 
 def _print_failure(run, why, path):
+    print(f"  failed: {run}: {why}\n          {_shown(path)}", flush=True)
+
+
+def _shown(path):
     from prunegpt_utils.runs.paths import ROOT
 
-    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-    print(f"  failed: {run}: {why}\n          {shown}", flush=True)
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def show_plan(study: str) -> None:
@@ -175,7 +180,7 @@ def resume(arguments: list[str]) -> None:
 
 def summary(study: str, left: dict[str, str], code: int) -> None:
     """What a study that did not end well has and has not."""
-    from prunegpt_utils.runs import expansion, paths
+    from prunegpt_utils.runs import expansion, paths, scheduler
 
     folder, failed = paths.study_folder(study), {run: why for run, why in left.items() if why}
     for run, why in failed.items():
@@ -183,6 +188,9 @@ def summary(study: str, left: dict[str, str], code: int) -> None:
     others = [run for run, why in left.items() if not why]
     if others:
         print(f"  not made: {', '.join(others)}")
+    why, log = scheduler.complaint(study)
+    if code > 0 and not failed and why:
+        print(f"  failed: {why}\n          {_shown(log)}")
     total = len(expansion.plan(study))
     print(f"{study}: {total - len(left)} of {total} runs done, {len(failed)} failed", end="")
     print(f"; `make resume STUDY={study}` goes on" if left or code < 0 else "; see above")
@@ -245,4 +253,6 @@ COMMANDS: dict[str, tuple] = {
 }  # fmt: skip
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal may know only ASCII
     main()

@@ -1,6 +1,7 @@
 """Where the files of studies are."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError
@@ -10,7 +11,19 @@ ROOT = Path(__file__).resolve().parents[2]  # the project's folder
 
 def study_folder(study: str) -> Path:
     """Where a study writes: `runs/<study>`, or under the folder named by PRUNEGPT_RUNS."""
-    return Path(os.environ.get("PRUNEGPT_RUNS") or ROOT / "runs").resolve() / study
+    named = os.environ.get("PRUNEGPT_RUNS")
+    return Path(os.path.expanduser(named) if named else ROOT / "runs").resolve() / study
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `ParameterError` unless files can be written to a folder, which need not be there."""
+    there = next(part for part in (folder, *folder.parents) if os.path.exists(part))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return
+    except OSError as error:
+        allowed = f"cannot be written ({error.strerror}); PRUNEGPT_RUNS may name another"
+        raise ParameterError("results folder", str(folder), allowed) from error
 
 
 def records_folder(study: str) -> Path:

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,13 +62,8 @@ def open_run(notebook: str, parameters: dict) -> Run:
         if was != value and name != "replace_base":  # which does not change what is measured
             allowed = f"differs from {was!r}, which made the record {run.name} of this study"
             raise ParameterError(name, value, f"{allowed}; choose another study name")
-    there = next(part for part in (run.folder, *run.folder.parents) if part.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            return run
-    except OSError as error:
-        allowed = f"cannot be written ({error.strerror}); PRUNEGPT_RUNS may name another"
-        raise ParameterError("results folder", str(run.folder), allowed) from error
+    paths.check_writable(run.folder)
+    return run
 
 
 def write(run: Run, **content: Any) -> dict:

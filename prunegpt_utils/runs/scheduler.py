@@ -1,9 +1,13 @@
 """Run studies one after the other with Snakemake, one start at a time in a folder."""
 
+import functools
+import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.files import acquire
@@ -30,6 +34,7 @@ def run(
         expansion.plan(name)
     for name in names:
         folder = paths.study_folder(name)
+        paths.check_writable(folder)
         with acquire(folder / ".lock", wait=False, inherited=True) as holder:
             if holder:
                 why = f"is being run by {holder}; `make status STUDY={name}` tells how far it is"
@@ -42,6 +47,7 @@ def _run(study, folder, options, resume):
         sys.executable, "-m", "snakemake", "--snakefile", paths.ROOT / "studies" / "Snakefile",
         "--directory", folder, *options, f"study={study}",
     ]  # fmt: skip
+    _log(folder).unlink(missing_ok=True)
     if any(folder.glob(".snakemake/locks/*")):
         if not resume:
             why = f"was killed; `make resume STUDY={study}` goes on where it was"
@@ -53,9 +59,49 @@ def _run(study, folder, options, resume):
     return code
 
 
+def complaint(study: str) -> tuple[str, Path]:
+    """(what Snakemake's log says went wrong, in its own last words, or ''; the log)."""
+    log = _log(paths.study_folder(study))
+    text = log.read_text("utf-8", "replace") if log.exists() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if "did not complete successfully" not in line]
+    begins = [k for k, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return " ".join(lines[begins[-1] if begins else -1 :][:3])[:400], log
+
+
+def _log(folder):
+    return folder / "logs" / "snakemake.log"
+
+
+def _environment(folder):
+    """The variables of Snakemake and its jobs, which run in the study's folder, not in this one."""
+    variable = functools.partial(os.getenv, default="")
+    others = [os.path.abspath(part) for part in variable("PYTHONPATH").split(os.pathsep) if part]
+    code = os.pathsep.join([str(paths.ROOT), *others])  # of this project, wherever it is installed
+    found = os.environ | {"PRUNEGPT_RUNS": str(folder.parent), "PYTHONPATH": code}
+    cache = Path(variable("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    try:
+        paths.check_writable(cache)
+    except ParameterError:  # of a home folder that is not there, or somebody else's
+        found["XDG_CACHE_HOME"] = str(folder / ".cache")
+        if (cache / "huggingface").is_dir():
+            found.setdefault("HF_HOME", str(cache / "huggingface"))
+    # its logs are in UTF-8, whatever the terminal
+    return found | {"PYTHONIOENCODING": "utf-8"}
+
+
 def _wait(command):
-    """Exit code of a command, which gets to clean up first when both are to end."""
-    process, received = subprocess.Popen(command, close_fds=False), []  # it holds the lock as well
+    """Exit code of a command, which gets to clean up first when both are to end.
+
+    What Snakemake says goes to a log in the folder in which it works.
+    """
+    folder = Path(command[command.index("--directory") + 1])
+    _log(folder).parent.mkdir(exist_ok=True)
+    with _log(folder).open("a") as log:
+        process, received = subprocess.Popen(
+            command, stderr=log, env=_environment(folder),
+            close_fds=False,  # it holds the lock as well
+        ), []  # fmt: skip
 
     def pass_on(number, _):
         received.append(-number)
