@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from prunegpt_utils.errors import ParameterError
 
@@ -69,11 +70,13 @@ def _shown(path):
 
 def show_plan(study: str) -> None:
     """What a study still has to do, and how long that takes. Nothing is run."""
-    from prunegpt_utils.runs import estimate, expansion, paths
+    from prunegpt_utils.runs import estimate, expansion, paths, staleness
 
     found = estimate.estimate(study)
-    for name in found["todo"]:
-        print(f"  to do  {name}")
+    for name, why in found["todo"].items():
+        print(f"  to do  {name}" + (f", again: {why}" if why else ""))
+    for note in staleness.other_versions(study):
+        print(f"  note   {note}")
     print(f"{study}: {len(found['done'])} runs done, {len(found['todo'])} to do")
     known = len(found["todo"]) - len(found["unknown"])
     if known:
@@ -90,7 +93,7 @@ def show_plan(study: str) -> None:
 
 def show_status(study: str) -> None:
     """What is done, what runs, what failed. Also how far it is, and why it failed."""
-    from prunegpt_utils.runs import expansion, status
+    from prunegpt_utils.runs import expansion, staleness, status
 
     total, busy = len(expansion.plan(study)), status.running(study)
     print(f"{study}: {total - len(status.unfinished(study))} of {total} runs done")
@@ -98,6 +101,8 @@ def show_status(study: str) -> None:
         print(f"  running  {progress}")
     for name, reason in status.failed(study, busy).items():
         print(f"  not done {name}: {reason}")
+    for name, reason in staleness.outdated(study).items():
+        print(f"  out of date {name}: {reason}")
 
 
 def check_results(study: str) -> None:
@@ -123,7 +128,7 @@ def study_and_run(name: str) -> tuple[str, str]:
 
 def rerun(name: str) -> None:
     """Make a recorded run, as study/run, once more and compare."""
-    from prunegpt_utils.runs import validation
+    from prunegpt_utils.runs import staleness, validation
 
     old, new = validation.rerun(*study_and_run(name))
     equal = True
@@ -131,9 +136,12 @@ def rerun(name: str) -> None:
         before, now = (float(record["metrics"][split]["nll"]) for record in (old, new))
         equal &= before == now
         print(f"  {split:<11} nll {before:.6f} then, {now:.6f} now, {now - before:+.6f}")
-    for key, value in old["environment"].items():
-        if new["environment"].get(key) != value:
-            print(f"  {key}: {value} then, {new['environment'].get(key)} now")
+    for key, now in new["environment"].items():
+        then = old["environment"].get(key, "not recorded")
+        if then != now:
+            print(f"  {key}: {then} then, {now} now")
+    if changes := staleness.code_changes(old.get("code"), new.get("code")):
+        print(f"  {changes} since")
     print(f"{name}: {'equal to the last bit' if equal else 'not equal'}")
     if not equal:
         sys.exit(1)
@@ -162,6 +170,7 @@ def study(arguments: list[str], resume: bool = False) -> None:
     names, bad = listed.split() or [listed], False
     for name in names:
         check(name)
+        _announce(name)
     for name, code in scheduler.run(names, options, gpus or 0, resume):
         left = scheduler.unfinished(name)
         if code >= 0 and any(paths.study_folder(name).glob("records/*.json")):
@@ -171,6 +180,17 @@ def study(arguments: list[str], resume: bool = False) -> None:
             bad = True
     if bad:
         sys.exit(1)
+
+
+def _announce(study):
+    """Say which runs that are done are made again, and why; and what was made elsewhere."""
+    from prunegpt_utils.runs import staleness
+
+    for name, why in staleness.outdated(study).items():
+        print(f"  again: {name}: {why}")
+    for note in staleness.other_versions(study):
+        print(f"  note: {note}")
+    sys.stdout.flush()
 
 
 def resume(arguments: list[str]) -> None:
@@ -253,6 +273,7 @@ COMMANDS: dict[str, tuple] = {
 }  # fmt: skip
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
+    streams: list[Any] = [sys.stdout, sys.stderr]
+    for stream in streams:
         stream.reconfigure(errors="replace")  # a terminal may know only ASCII
     main()

@@ -24,16 +24,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent) as folder:
         part = Path(folder, path.name)
         yield part
-        _apply_umask(part, Path(folder, "umask"))
+        apply_umask(part)
         if path.is_dir():  # a folder that holds something cannot be replaced in one step
             path.rename(Path(folder, "replaced"))
         part.replace(path)
 
 
-def _apply_umask(path, example):
-    """Give all below `path` the modes of what is newly made beside it: a folder `example`."""
-    example.mkdir()
-    mode = stat.S_IMODE(example.stat().st_mode)
+def apply_umask(path: Path) -> None:
+    """Give a file or folder, and all in it, the mode of what is newly made where it is."""
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        example = Path(folder, "new")
+        example.mkdir()
+        mode = stat.S_IMODE(example.stat().st_mode)
     for part in (path, *path.rglob("*")):
         if not part.is_symlink():
             with contextlib.suppress(OSError):  # a file system without modes

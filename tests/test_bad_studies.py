@@ -247,7 +247,9 @@ def test_folders_of_one_name_are_told_apart(mine, monkeypatch):
 def test_home_is_expanded_wherever_a_folder_may_be_named(mine, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     entry = {"data": "~/text", "init_from": "~/model", "one_shot_run": ""}
-    plan = mine({"parameters": {"model": "~/base"}, "notebooks": {"02_pruning": {"gradual": entry}}})
+    plan = mine(
+        {"parameters": {"model": "~/base"}, "notebooks": {"02_pruning": {"gradual": entry}}}
+    )
     p = plan["gradual-s90-seed0"].parameters
     assert [p[key] for key in ("model", "data", "init_from")] == [
         "/home/me/base", "/home/me/text", "/home/me/model",

@@ -59,7 +59,9 @@ def test_what_is_cached_is_made_once(tmp_path):
         assert found == {"a": [1.5]} and made == [1]
 
 
-@pytest.mark.parametrize(("umask", "file", "folder"), [(0o002, 0o664, 0o775), (0o077, 0o600, 0o700)])
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o002, 0o664, 0o775), (0o077, 0o600, 0o700)]
+)
 def test_the_umask_says_who_may_read(tmp_path, umask, file, folder):
     """However private a library, or a temporary folder, made it: safetensors writes mode 600."""
     before = os.umask(umask)

@@ -3,7 +3,6 @@
 import ast
 import difflib
 import math
-import os
 import re
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.protocols import PROTOCOLS
+from prunegpt_utils.runs.paths import expand
 from prunegpt_utils.schedules import LR_SCHEDULES
 
 _CRITERIA = ("magnitude", "fisher", "first-order", "wanda", "sparsegpt", "random")
@@ -168,7 +168,7 @@ def as_meant(name: str, value: Any) -> Any:
     if name == "sparsities" and isinstance(value, float):
         return str(value)
     is_home = name in _PATHS and isinstance(value, str) and value.startswith("~")
-    return os.path.expanduser(value) if is_home else value
+    return str(expand(value)) if is_home else value
 
 
 def unknown(name: str, known: Iterable[str], complaint: str) -> str:
@@ -211,7 +211,7 @@ def read(namespace: dict) -> dict:
     """
     cells = namespace.get("In", [])
     first = next((cell for cell in cells if cell.startswith("study: ")), None)
-    declared = assigned(first) if first else list(PARAMETERS)
+    declared = list(assigned(first)) if first else list(PARAMETERS)
     for name in assigned(next((cell for cell in cells if cell.startswith("# Parameters")), "")):
         if name not in declared:
             allowed = unknown(name, declared, "is no parameter of this notebook")
@@ -222,10 +222,15 @@ def read(namespace: dict) -> dict:
     return {name: check(name, namespace[name]) for name in declared if name in namespace}
 
 
-def assigned(source: str) -> list[str]:
-    """Names that the top level of `source` assigns, in order."""
-    targets: list = []
+def assigned(source: str) -> dict[str, Any]:
+    """What the top level of `source` assigns, in order; of what is no literal the value is None."""
+    found: dict = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign | ast.AnnAssign):
-            targets += node.targets if isinstance(node, ast.Assign) else [node.target]
-    return [target.id for target in targets]
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            try:
+                value = ast.literal_eval(node.value)
+            except ValueError:
+                value = None
+            found |= {target.id: value for target in targets if isinstance(target, ast.Name)}
+    return found

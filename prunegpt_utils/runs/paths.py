@@ -9,16 +9,26 @@ from prunegpt_utils.errors import ParameterError
 ROOT = Path(__file__).resolve().parents[2]  # the project's folder
 
 
+def expand(path: str) -> Path:
+    """A path with `~` for the home folder, as it is where there is none."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser fails then
+
+
 def study_folder(study: str) -> Path:
     """Where a study writes: `runs/<study>`, or under the folder named by PRUNEGPT_RUNS."""
     named = os.environ.get("PRUNEGPT_RUNS")
-    return Path(os.path.expanduser(named) if named else ROOT / "runs").resolve() / study
+    return (expand(named) if named else ROOT / "runs").resolve() / study
+
+
+def as_template(path: Path) -> str:
+    """A path as papermill wants it, which puts parameters in for what stands between braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def check_writable(folder: Path) -> None:
     """Raise `ParameterError` unless files can be written to a folder, which need not be there."""
-    there = next(part for part in (folder, *folder.parents) if os.path.exists(part))
     try:
+        there = next(part for part in (folder, *folder.parents) if part.exists())
         with tempfile.TemporaryFile(dir=there):
             return
     except OSError as error:

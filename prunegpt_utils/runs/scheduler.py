@@ -12,6 +12,7 @@ from pathlib import Path
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.files import acquire
 from prunegpt_utils.runs import expansion, paths
+from prunegpt_utils.runs.staleness import outdated
 from prunegpt_utils.runs.status import unfinished
 
 
@@ -45,17 +46,20 @@ def run(
 def _run(study, folder, options, resume):
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", paths.ROOT / "studies" / "Snakefile",
-        "--directory", folder, *options, f"study={study}",
+        "--directory", folder, "--rerun-triggers", "mtime", "input",  # `outdated` knows the rest
     ]  # fmt: skip
+    # Snakemake would take a study called 2024 for a number
+    options = [*options, f"study={study}" if study[0].isalpha() else f'study="{study}"']
     _log(folder).unlink(missing_ok=True)
     if any(folder.glob(".snakemake/locks/*")):
         if not resume:
             why = f"was killed; `make resume STUDY={study}` goes on where it was"
             raise ParameterError("study", study, why)
-        _wait([*command, "--unlock"])
-    code = _wait(command)
+        _wait([*command, *options, "--unlock"])
+    again = [f"records/{run}.json" for run in outdated(study)]
+    code = _wait([*command, *(["--forcerun", *again] if again else []), *options])
     if code > 0 and any(folder.glob("records/*.json")) and unfinished(study):
-        _wait([*command, "there=True"])  # tables and figures of what there is
+        _wait([*command, *options, "there=True"])  # tables and figures of what there is
     return code
 
 
@@ -76,10 +80,11 @@ def _log(folder):
 def _environment(folder):
     """The variables of Snakemake and its jobs, which run in the study's folder, not in this one."""
     variable = functools.partial(os.getenv, default="")
-    others = [os.path.abspath(part) for part in variable("PYTHONPATH").split(os.pathsep) if part]
-    code = os.pathsep.join([str(paths.ROOT), *others])  # of this project, wherever it is installed
+    others = [Path(part) for part in variable("PYTHONPATH").split(os.pathsep) if part]
+    # of this project, whichever is installed
+    code = os.pathsep.join(map(str, [paths.ROOT, *map(Path.absolute, others)]))
     found = os.environ | {"PRUNEGPT_RUNS": str(folder.parent), "PYTHONPATH": code}
-    cache = Path(variable("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    cache = paths.expand(variable("XDG_CACHE_HOME") or "~/.cache")
     try:
         paths.check_writable(cache)
     except ParameterError:  # of a home folder that is not there, or somebody else's

@@ -1,11 +1,12 @@
 """Study files, recipes and notebooks as files: read, and checked but for the values in them."""
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.provenance import code_hash, module_hashes
 from prunegpt_utils.runs import parameters, paths, yaml_files
 
 _SCOPES = {
@@ -149,16 +150,32 @@ def _entry_problems(entry, declared):
 
 def declared_parameters(notebook: str) -> list[str]:
     """Names in the cell tagged `parameters` of `notebooks/<notebook>.ipynb`."""
+    return list(default_parameters(notebook))
+
+
+def default_parameters(notebook: str) -> dict:
+    """{name: value} of that cell."""
     return parameters.assigned(_cells(notebook, tag="parameters")[0])
 
 
-def code_hash(notebook: str) -> str:
-    """Hash of a notebook's code, blind to its outputs and prose."""
-    return hashlib.sha256("\n".join(_cells(notebook)).encode()).hexdigest()[:16]
+def code_of(notebook: str) -> dict[str, str]:
+    """{module: hash} of the code that determines the outcome of a notebook; its own: `notebook`.
+
+    Empty for a notebook that is not one of the project's. See `provenance`.
+    """
+    if not path_of(notebook).exists():
+        return {}
+    source = "\n".join(_cells(notebook))
+    return {"notebook": code_hash(source), **module_hashes(source)}
+
+
+def path_of(notebook: str) -> Path:
+    """Where a notebook of the project is."""
+    return paths.ROOT / "notebooks" / f"{notebook}.ipynb"
 
 
 def _cells(notebook, tag=None):
-    path = paths.ROOT / "notebooks" / f"{notebook}.ipynb"
+    path = path_of(notebook)
     return _cells_of(path, path.stat().st_mtime_ns, tag)
 
 
