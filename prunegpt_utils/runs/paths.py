@@ -36,6 +36,11 @@ def check_writable(folder: Path) -> None:
         raise ParameterError("results folder", str(folder), allowed) from error
 
 
+def activity(folder: Path, run: str) -> Path:
+    """Where a run of the study in `folder` says what it does, see `runs.activity`."""
+    return folder / "activity" / f"{run}.txt"
+
+
 def records_folder(study: str) -> Path:
     """Where the records of a study are: of the run if there are any, else the published ones.
 

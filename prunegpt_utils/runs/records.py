@@ -13,7 +13,7 @@ from typing import Any
 
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.files import atomic_path
-from prunegpt_utils.runs import expansion, paths, schema, study_files
+from prunegpt_utils.runs import activity, expansion, paths, schema, study_files
 
 _TIME = "%Y-%m-%dT%H:%M:%SZ"  # in UTC
 
@@ -49,6 +49,10 @@ class Run:
         return self.folder / "models" / self.name
 
     @property
+    def activity(self) -> Path:
+        return paths.activity(self.folder, self.name)
+
+    @property
     def record(self) -> Path:
         return self.folder / "records" / f"{self.name}.json"
 
@@ -59,6 +63,8 @@ def open_run(notebook: str, parameters: dict) -> Run:
     Raises:
         ParameterError: the folder cannot be written, or a record made with others exists.
     """
+    from prunegpt_utils.distributed import processes
+
     run = Run(notebook, parameters, study_files.code_of(notebook))
     known = read(run.record)
     for name, value in parameters.items() if known else ():
@@ -67,6 +73,8 @@ def open_run(notebook: str, parameters: dict) -> Run:
             allowed = f"differs from {was!r}, which made the record {run.name} of this study"
             raise ParameterError(name, value, f"{allowed}; choose another study name")
     paths.check_writable(run.folder)
+    if processes().is_main_process:
+        activity.begin(run.activity, study_files.headings(notebook))
     return run
 
 
@@ -93,6 +101,7 @@ def write(run: Run, **content: Any) -> dict:
         raise ParameterError("record", run.record.name, problem)
     if processes().is_main_process:
         put(run.record, record)
+        activity.end(run.activity)
     return record
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.files import acquire
-from prunegpt_utils.runs import expansion, paths
+from prunegpt_utils.runs import expansion, paths, study_files
 from prunegpt_utils.runs.staleness import outdated
 from prunegpt_utils.runs.status import unfinished
 
@@ -57,6 +57,9 @@ def _run(study, folder, options, resume):
             raise ParameterError("study", study, why)
         _wait([*command, *options, "--unlock"])
     again = [f"records/{run}.json" for run in outdated(study)]
+    figure, results = folder / "figures" / "perplexity.png", study_files.results_notebook(study)
+    if figure.exists() and figure.stat().st_mtime < study_files.path_of(results).stat().st_mtime:
+        again.append("figures/perplexity.png")
     code = _wait([*command, *(["--forcerun", *again] if again else []), *options])
     if code > 0 and any(folder.glob("records/*.json")) and unfinished(study):
         _wait([*command, *options, "there=True"])  # tables and figures of what there is

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -174,14 +175,32 @@ def path_of(notebook: str) -> Path:
     return paths.ROOT / "notebooks" / f"{notebook}.ipynb"
 
 
+def headings(notebook: str) -> dict[str, str]:
+    """{code of a cell: the heading above it} of a notebook of the project."""
+    found, heading = {}, ""
+    for cell in _notebook(notebook):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            heading = (re.findall(r"^#+ (.+)", source, re.M) or [heading])[-1]
+        else:
+            found[source] = heading
+    return found
+
+
 def _cells(notebook, tag=None):
+    code = [cell for cell in _notebook(notebook) if cell["cell_type"] == "code"]
+    tagged = [cell for cell in code if not tag or tag in cell["metadata"].get("tags", [])]
+    return ["".join(cell["source"]) for cell in tagged]
+
+
+def _notebook(notebook):
     path = path_of(notebook)
-    return _cells_of(path, path.stat().st_mtime_ns, tag)
+    return _read_notebook(path, path.stat().st_mtime_ns) if path.exists() else []
 
 
 @functools.cache
-def _cells_of(path, _changed, tag):
-    cells = json.loads(path.read_text("utf-8"))["cells"]
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
-    tagged = [cell for cell in code if not tag or tag in cell["metadata"].get("tags", [])]
-    return ["".join(cell["source"]) for cell in tagged]
+def _read_notebook(path, _changed):
+    try:
+        return json.loads(path.read_text("utf-8"))["cells"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ParameterError("notebook", path.name, "is damaged: it is no notebook") from error
