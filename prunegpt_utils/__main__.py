@@ -209,7 +209,7 @@ def summary(study: str, left: dict[str, str], code: int) -> None:
     if others:
         print(f"  not made: {', '.join(others)}")
     why, log = scheduler.complaint(study)
-    if code > 0 and not failed and why:
+    if code > 0 and left and not failed and why:
         print(f"  failed: {why}\n          {_shown(log)}")
     total = len(expansion.plan(study))
     print(f"{study}: {total - len(left)} of {total} runs done, {len(failed)} failed", end="")
@@ -223,7 +223,10 @@ def finish(study: str) -> None:
 
     folder = paths.study_folder(study)
     print(tables.plain(frames.frame(records.read_study(study)[0], **expansion.context(study))))
-    print(f"\nfigure  {folder}/figures/perplexity.png\nreport  {folder}/report/index.html")
+    print()
+    for kind, name in (("figure", "figures/perplexity.png"), ("report", "report/index.html")):
+        if (folder / name).exists():
+            print(f"{kind}  {folder / name}")
 
 
 def build(study: str) -> None:

@@ -70,8 +70,8 @@ def complaint(study: str) -> tuple[str, Path]:
     """(what Snakemake's log says went wrong, in its own last words, or ''; the log)."""
     log = _log(paths.study_folder(study))
     text = log.read_text("utf-8", "replace") if log.exists() else ""
+    text = re.sub(r"\w+:\s+At least one job did not complete successfully\.", "", text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    lines = [line for line in lines if "did not complete successfully" not in line]
     begins = [k for k, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return " ".join(lines[begins[-1] if begins else -1 :][:3])[:400], log
 
