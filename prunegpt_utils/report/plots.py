@@ -1,5 +1,7 @@
 """Figures that compare runs: each function takes data frames and returns a figure."""
 
+import math
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
@@ -25,7 +27,8 @@ def perplexity_by_sparsity(table: pd.DataFrame, curves: pd.DataFrame, title: str
     figure, axes = plt.subplots(figsize=(7.4, 4.8))
     means = summary(table)
     control = means[means.recipe == "control"]
-    floor = (control if len(control) else means).perplexity.min()
+    finite = means[means.perplexity < math.inf]
+    floor = (control if len(control) else finite).perplexity.min()
     _line(axes, _curve(curves, "global", "fisher"), METHODS["one-shot"], linestyle=":")
     drawn = ("original", "narrow", "narrow-distilled", "gradual", "gradual-distilled")
     for recipe in (*drawn, "two-four", "two-four-distilled"):
@@ -33,9 +36,10 @@ def perplexity_by_sparsity(table: pd.DataFrame, curves: pd.DataFrame, title: str
         if len(rows):
             _line(axes, rows.perplexity, METHODS[recipe])
             _band(axes, rows, METHODS[recipe][1])
-    top = means[means.recipe != "one-shot"].perplexity.max()
+    top = finite[finite.recipe != "one-shot"].perplexity.max()
+    limits = (floor * 0.88, max(top * 1.5, floor * 4)) if floor < math.inf else None
     log_axes(
-        axes, percent=True, xlim=(0, 1.0), ylim=(floor * 0.88, max(top * 1.5, floor * 4)),
+        axes, percent=True, xlim=(0, 1.0), ylim=limits,
         title=title, xlabel=SPARSITY, ylabel=f"{PERPLEXITY} (lower is better)",
     )  # fmt: skip
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.97), fontsize=9.5)

@@ -71,12 +71,12 @@ def execute(spec: expansion.RunSpec, folder: Path) -> None:
         allowed = "must be there before a run on several processes that needs it"
         raise ParameterError("run", spec.name, allowed)
     print(f"{spec.name} is not there yet; {spec.notebook} makes it, once")
-    source = paths.ROOT / "notebooks" / f"{spec.notebook}.ipynb"
     target = folder / "notebooks" / f"{spec.name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
+    ends = map(paths.as_template, (study_files.path_of(spec.notebook), target))
     try:
         papermill.execute_notebook(
-            source, target, spec.parameters, kernel_name="python3", progress_bar=False,
+            *ends, spec.parameters, kernel_name="python3", progress_bar=False,
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:

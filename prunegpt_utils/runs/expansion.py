@@ -38,7 +38,7 @@ class RunSpec:
     parameters: dict
     depends_on: tuple = ()  # names of the runs whose models or records it reads
     base_recipe: str = ""  # its recipe without axes
-    axes: dict = field(default_factory=dict)  # {parameter: value}, those in its recipe's name
+    axes: dict = field(default_factory=dict)  # {parameter: value}, as in its recipe's name
 
     def as_yaml(self) -> str:
         """The parameters on one line, for `papermill --parameters_yaml`."""
@@ -68,6 +68,18 @@ def _label(key, value):
     return text if isinstance(value, str) else f"{_LABELS.get(key, key)}{text}"
 
 
+def _short_names(texts):
+    """{path or hub id: as many of its last parts, joined, as tell it from the others}."""
+    parts = {text: [part for part in text.split("/") if part] for text in texts}
+    found = {}
+    for text, mine in parts.items():
+        others = [theirs for other, theirs in parts.items() if other != text]
+        counts = range(1, len(mine) + 1)
+        unlike = (n for n in counts if all(theirs[-n:] != mine[-n:] for theirs in others))
+        found[text] = "-".join(mine[-next(unlike, len(mine)) :])
+    return found
+
+
 @dataclass(frozen=True)
 class _Entry:
     """What a study file says of a recipe at once: its parameters, axes as lists."""
@@ -77,18 +89,24 @@ class _Entry:
     declared: list
     given: dict
     optional: bool
+    short: dict = field(default_factory=dict)  # {value of an axis that is a text: its short name}
 
     @functools.cached_property
     def axes(self) -> dict:
         return {key: item for key, item in self.given.items() if item and isinstance(item, list)}
 
+    def named(self, point: dict) -> dict:
+        """Some values of the axes as names of runs have them: of folders and hub ids the end."""
+        short = {key: self.short.get(v) for key, v in point.items() if isinstance(v, str)}
+        return {key: short.get(key) or value for key, value in point.items()}
+
     def at(self, point: dict) -> RunSpec:
         """The run at some values of the axes, but for what it depends on."""
-        base = parameters.check("recipe", (self.given | point)["recipe"])
-        given = self.given | point | {"recipe": variant_name(base, point)}
+        base, axes = parameters.check("recipe", (self.given | point)["recipe"]), self.named(point)
+        given = self.given | point | {"recipe": variant_name(base, axes)}
         values = {key: parameters.check(key, value) for key, value in given.items()}
         values = {key: value for key, value in values.items() if key in self.declared}
-        axes = {key: values[key] for key, value in point.items() if _label(key, value)}
+        axes = {key: value for key, value in axes.items() if _label(key, value)}
         return RunSpec(run_name(values), self.notebook, values, base_recipe=base, axes=axes)
 
 
@@ -102,15 +120,25 @@ def _entries(content):
             common |= study_files.recipe_parameters(recipe) | mine
             for entry in study_files.as_list(listed):
                 given = common | entry
-                optional = bool(given.pop("optional", False))
+                optional = given.pop("optional", False)
+                given = {key: _as_meant(key, value) for key, value in given.items()}
                 yield _Entry(notebook, recipe, declared, given, optional)
+
+
+def _as_meant(key, value):
+    if isinstance(value, list):
+        return [parameters.as_meant(key, each) for each in value]
+    return parameters.as_meant(key, value)
 
 
 class _Study:
     """All entries of a study file, which may name one another's runs."""
 
     def __init__(self, content: dict) -> None:
-        self.entries = list(_entries(content))
+        entries = list(_entries(content))
+        listed = itertools.chain(*(axis for entry in entries for axis in entry.axes.values()))
+        short = _short_names({value for value in listed if isinstance(value, str)})
+        self.entries = [replace(entry, short=short) for entry in entries]
         self.first = {entry.recipe: entry for entry in reversed(self.entries)}
         self.decided = optional_models.decided(content["study"])
 
@@ -125,7 +153,7 @@ class _Study:
         """{name of a recipe at values of its axes: its entry, these values}."""
         found: dict = {}
         for entry, point in self.points():
-            name = variant_name(str((entry.given | point)["recipe"]), point)
+            name = variant_name(str((entry.given | point)["recipe"]), entry.named(point))
             found.setdefault(name, (entry, point))
         return found
 

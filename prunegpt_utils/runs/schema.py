@@ -112,6 +112,7 @@ class Record(_Part):
     protocol: _Protocol
     training: _Training
     checksum: str
+    code: dict[str, str] | None = None  # {module: hash}, see `study_files.code_of`
     migrated_from: str | None = None
     sample: dict | None = None
     sparsity_by_matrix: dict[str, float] | None = None
