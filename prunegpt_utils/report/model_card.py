@@ -39,13 +39,16 @@ def export(study: str, run: str, out: str | None = None) -> Path:
     model, tokenizer = _load(source), load_tokenizer(source)
     # what training switched off and generating wants: the cache, and a token to pad with
     model.config.use_cache = model.generation_config.use_cache = True
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     if model.generation_config.pad_token_id is None:
-        model.generation_config.pad_token_id = tokenizer.eos_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
     with atomic_path(target) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         saved = _load(part)
-        assert fingerprint(saved) == fingerprint(model)  # every weight, zeros included
+        if fingerprint(saved) != fingerprint(model):  # every weight, zeros included
+            raise ParameterError("RUN", run, "does not come back from its files as it was written")
         model_card(record, saved).save(part / "README.md")
     return target
 
@@ -57,13 +60,14 @@ def model_card(record: dict, model: PreTrainedModel) -> ModelCard:
         ParameterError: the zeros counted in the model are not the sparsity of the record.
     """
     p = {key: _without_folder(value) for key, value in record["parameters"].items()}
+    data = p.get("data", record["data"]["name"])  # a base of notebook 00 makes its own text
     sparsity = _measured(model, record)
     card = ModelCardData(
         language="en", library_name="transformers", pipeline_tag="text-generation",
         tags=["pruning", "sparsity", "prunegpt"], model_name=_title(record),
-        datasets=[p["data"].partition(":")[0]] if record["data"]["revision"] else None,
-        base_model=p["model"] if record["model"]["revision"] else None,
-        eval_results=list(_results(record, p["data"], sparsity)),
+        datasets=[data.partition(":")[0]] if record["data"]["revision"] else None,
+        base_model=p.get("model") if record["model"]["revision"] else None,
+        eval_results=list(_results(record, data, sparsity)),
     )  # fmt: skip
     return ModelCard.from_template(
         card, template_path=str(FOLDER / "model-card.md"), title=_title(record), record=record, p=p,
