@@ -34,6 +34,19 @@ def prune(
     return masks
 
 
+def check_cut(model: PreTrainedModel, criterion: str, sparsity: float, scope: str) -> None:
+    """Raise the `ParameterError` of `prune` before anything was trained or measured."""
+    if ":" in scope:
+        _, m = _pattern(scope, sparsity)
+        for name, axis in input_axes(model).items():
+            inputs = model.get_parameter(name).shape[axis]
+            if inputs % m:
+                allowed = f"does not divide the {inputs} inputs of {name}"
+                raise ParameterError("scope", scope, allowed)
+    if criterion == "sparsegpt":
+        _column_rule(sparsity, scope)
+
+
 def make_masks(
     scored: dict[str, torch.Tensor], sparsity: float, scope: str = "global",
     axes: dict[str, int] | None = None,

@@ -91,8 +91,7 @@ def _untaught(records):
 
 
 def gains(table: pd.DataFrame) -> pd.DataFrame:
-    """What a teacher was worth: a row a run that has one, and of which the study has the same
-    without: same seed, text, schedule and learning rate.
+    """What a teacher was worth: a row a run that has one, beside the same run without.
 
     Returns:
         DataFrame: such rows of `frame`, with `alone`, `alone_ratio` and `alone_test_ratio`, the
@@ -137,7 +136,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """
     groups = table.groupby(["recipe", *REQUESTED], sort=False)
     means = groups.agg(
-        sparsity=("sparsity", "mean"), base_recipe=("base_recipe", "first"), axes=("axes", "first"), label=("label", "first"),
+        sparsity=("sparsity", "mean"),
+        base_recipe=("base_recipe", "first"), axes=("axes", "first"), label=("label", "first"),
         perplexity=("perplexity", "mean"), spread=("perplexity", "std"), test=("test", "mean"),
         ratio=("ratio", "mean"), test_ratio=("test_ratio", "mean"),
         model_sparsity=("model_sparsity", "mean"),
@@ -164,8 +164,8 @@ def with_one_shot(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         DataFrame: the rows of pruned runs, in the order of their sparsity and patterns last, with
-        level (sparsity asked for in percent, or the pattern), method (criterion, or recipe if it cuts
-        gradually) and one_shot (perplexity; NaN if not measured).
+        level (sparsity asked for in percent, or the pattern), method (criterion, or recipe if it
+        cuts gradually), asked (the sparsity) and one_shot (perplexity; NaN if not measured).
     """
     rows = table[table.sparsity > 0].copy()
     asked = rows.requested.where(rows.requested > 0, rows.sparsity)

@@ -1,5 +1,6 @@
 """A run's model to take along: a stock checkpoint with a model card that says what it is."""
 
+import contextlib
 from pathlib import Path
 
 import yaml
@@ -65,8 +66,8 @@ def model_card(record: dict, model: PreTrainedModel) -> ModelCard:
     card = ModelCardData(
         language="en", library_name="transformers", pipeline_tag="text-generation",
         tags=["pruning", "sparsity", "prunegpt"], model_name=_title(record),
-        datasets=[data.partition(":")[0]] if record["data"]["revision"] else None,
-        base_model=p.get("model") if record["model"]["revision"] else None,
+        datasets=[data.partition(":")[0]] if record["data"].get("revision") else None,
+        base_model=p.get("model") if record["model"].get("revision") else None,
         eval_results=list(_results(record, data, sparsity)),
     )  # fmt: skip
     return ModelCard.from_template(
@@ -90,7 +91,7 @@ def _results(record, data, sparsity):
         yield EvalResult(
             task_type="text-generation", task_name="Language modelling", dataset_type=kind,
             dataset_name=record["data"]["name"], dataset_config=configuration or None,
-            dataset_revision=record["data"]["revision"], dataset_split=split,
+            dataset_revision=record["data"].get("revision"), dataset_split=split,
             metric_type=metric, metric_name=description, metric_value=value,
         )  # fmt: skip
 
@@ -110,7 +111,9 @@ def _refuse_to_overwrite(target, title):
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     card = target / "README.md"
-    theirs = ModelCard.load(card).data.to_dict().get("model-index") if card.exists() else None
+    theirs = None
+    with contextlib.suppress(ValueError, yaml.YAMLError):  # no model card
+        theirs = ModelCard.load(card).data.to_dict().get("model-index") if card.exists() else None
     if not theirs or theirs[0].get("name") != title:
         raise ParameterError("OUT", str(target), f"holds something else than {title}")
 

@@ -17,9 +17,7 @@ PERPLEXITY, SPARSITY = "validation perplexity", "sparsity of the block matrices"
 CUT_ONCE = "Cut once, nothing retrained"
 
 
-def perplexity_by_sparsity(
-    table: pd.DataFrame, curves: pd.DataFrame, title: str
-) -> Figure | None:
+def perplexity_by_sparsity(table: pd.DataFrame, curves: pd.DataFrame, title: str) -> Figure | None:
     """The answer in one picture: perplexity (log) against sparsity, a line a method.
 
     Args:

@@ -69,7 +69,7 @@ def plain(table: pd.DataFrame) -> str:
 
 
 def answer(table: pd.DataFrame) -> str:
-    """The study's answer in sentences, '' while runs are missing; of seeds that have all of them."""
+    """The study's answer in sentences, of the seeds that have all it needs; '' if none has."""
     pairs = gains(table[table.recipe.isin(["gradual-distilled", "gradual"])])
     pairs = pairs[pairs.requested.isin([0.5, 0.8, 0.9, 0.95])]
     columns = ["ratio", "test_ratio", "alone_ratio", "alone_test_ratio"]
