@@ -67,3 +67,15 @@ def test_other_architectures_are_refused():
 def test_one_head_must_stay(model):
     with pytest.raises(ParameterError, match="head_sparsity: 0.9 leaves none of 2 heads"):
         structured.prune_structured(model, 0.0, 0.9, "magnitude")
+
+
+@pytest.mark.parametrize("share", [0.9, 0.99])
+def test_a_share_of_neurons_that_removes_nothing_is_refused(model, share):
+    message = f"neuron_sparsity: {share} leaves less than 8 of 64 neurons, and so none would go"
+    with pytest.raises(ParameterError, match=message):
+        structured.prune_structured(model, share, 0.0, "magnitude")
+
+
+def test_a_share_of_heads_that_removes_nothing_is_refused(model):
+    with pytest.raises(ParameterError, match="head_sparsity: 0.2 removes none of 2 heads"):
+        structured.prune_structured(model, 0.0, 0.2, "magnitude")

@@ -19,7 +19,7 @@ def chosen(records: list[dict]) -> list[dict]:
     """
     rows = {}
     for record in sorted(records, key=lambda record: record["seed"]):
-        if record.get("sample"):
+        if (record.get("sample") or {}).get("read"):
             mine = rows.setdefault(record["recipe"], {})
             mine.setdefault(record["sparsity"]["requested"], record)
     methods = ("gradual-distilled", "gradual", "original", "one-shot")

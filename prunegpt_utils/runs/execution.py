@@ -38,6 +38,20 @@ def require(ref: str, p: dict) -> dict | None:
     return record
 
 
+def record_of(ref: str, p: dict, part: str = "metrics") -> dict:
+    """As `require`, of a parameter that must name a run, whose record must hold a `part`.
+
+    Raises:
+        ParameterError: as for `require`; or it names no run, or one without this part.
+    """
+    record = require(ref, p)
+    if record is None:
+        raise ParameterError(ref, p[ref], "names no recipe that this study makes")
+    if not record.get(part):
+        raise ParameterError(ref, p[ref], f"names {record['run']}, whose record has no {part}")
+    return record
+
+
 def model_of(ref: str, p: dict) -> str | Path:
     """The model that a parameter names, or `model` if it is empty: a folder, or a name to load."""
     ref = ref if p[ref] else "model"
