@@ -252,3 +252,9 @@ def test_any_name_of_a_file_can_be_said_in_ascii(tmp_path, monkeypatch, capsys):
     corpora.load_text(folder, tmp_path / "cache")
     ascii_only.flush()
     assert b"data: caf\\udce9 \\u2212.txt" in ascii_only.buffer.getvalue()
+
+
+def test_the_folder_one_is_in_has_a_name(tmp_path, monkeypatch):
+    write(tmp_path / "letters", **{"story.txt": TEXTS["train"]})
+    monkeypatch.chdir(tmp_path / "letters")
+    assert corpora.load_text(".", tmp_path).name == "letters"
