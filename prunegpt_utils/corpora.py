@@ -72,7 +72,7 @@ def load_text(name: str, cache: str | Path) -> Corpus:
     for split in SPLITS:
         if not any(document.strip() for document in splits[split]):
             raise ParameterError("data", name, f"has no text in its {split} split")
-    return corpus_of(path.stem.replace(":", "-"), splits, revision)
+    return corpus_of(path.absolute().stem.replace(":", "-"), splits, revision)
 
 
 def corpus_of(name: str, splits: dict[str, list[str]], revision: str | None = None) -> Corpus:

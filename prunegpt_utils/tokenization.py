@@ -1,5 +1,6 @@
 """Text to token ids in the layouts of the perplexity protocols, and to training windows."""
 
+import hashlib
 import itertools
 import json
 import re
@@ -103,7 +104,8 @@ def _fingerprint(tokenizer):
     special = f"{tokenizer.split_special_tokens} {tokenizer.bos_token} {tokenizer.eos_token}"
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        files = [path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
     return f"{versions} {type(tokenizer)} {special} {files}"
 
 

@@ -127,11 +127,20 @@ def test_without_names_documents_are_split_by_a_hash(tmp_path, capsys):
     assert capsys.readouterr().out.startswith(said)
 
 
-def test_held_out_documents_that_are_training_text_are_counted(tmp_path, capsys):
+def test_held_out_documents_are_dropped_from_the_training_text(tmp_path, capsys):
     long = [" ".join(f"{text} and goes on from there to its end" for text in TEXTS["test"][:9])]
     files = {"train.txt": TEXTS["train"] + long, "val.txt": TEXTS["validation"], "test.txt": long}
-    corpora.load_text(write(tmp_path, **files), tmp_path / "cache")
-    assert "; 1 of 1 held-out documents also stand in train" in capsys.readouterr().out
+    found = corpora.load_text(write(tmp_path, **files), tmp_path / "cache").splits
+    assert found == TEXTS | {"test": long}
+    assert "; left out of train: 1 documents that are held out too" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [3, 5, 9])
+def test_of_a_few_documents_each_split_has_one(tmp_path, count):
+    for name in ("train.txt", "story.txt"):
+        folder = write(tmp_path / name, **{name: TEXTS["train"][:count]})
+        found = corpora.load_text(folder, tmp_path / "cache").splits
+        assert all(found.values()) and sum(map(len, found.values())) == count
 
 
 def test_a_hub_s_splits_are_read_by_the_same_rules():
@@ -243,3 +252,9 @@ def test_any_name_of_a_file_can_be_said_in_ascii(tmp_path, monkeypatch, capsys):
     corpora.load_text(folder, tmp_path / "cache")
     ascii_only.flush()
     assert b"data: caf\\udce9 \\u2212.txt" in ascii_only.buffer.getvalue()
+
+
+def test_the_folder_one_is_in_has_a_name(tmp_path, monkeypatch):
+    write(tmp_path / "letters", **{"story.txt": TEXTS["train"]})
+    monkeypatch.chdir(tmp_path / "letters")
+    assert corpora.load_text(".", tmp_path).name == "letters"

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, trainers
 from tokenizers import pre_tokenizers as pre
-from transformers import CTRLTokenizer, PreTrainedTokenizerFast
+from transformers import CTRLConfig, CTRLTokenizer, PreTrainedTokenizerFast
 
 from prunegpt_utils import corpora, modeling, tokenization
 from prunegpt_utils.errors import ParameterError
@@ -193,6 +193,16 @@ def test_a_tokenizer_saved_while_it_truncated(tmp_path):
     loaded = modeling.load_tokenizer(tmp_path / "model")
     tokens = tokenization.tokenize(CORPUS, loaded, tmp_path / "cache")
     assert tokens.ids["train"].tolist() == own_call(bpe(), CORPUS.text("train"))
+
+
+def test_a_model_with_a_slow_tokenizer(tmp_path):
+    """Asked for a fast one, transformers gives without a word what there is."""
+    CTRLConfig().save_pretrained(tmp_path / "model")
+    slow().save_pretrained(tmp_path / "model")
+    loaded = modeling.load_tokenizer(tmp_path / "model")
+    tokens = tokenization.tokenize(CORPUS, loaded, tmp_path)
+    assert not loaded.is_fast
+    assert tokens.ids["train"].tolist() == own_call(slow(), CORPUS.text("train"))
 
 
 def change_of(name):

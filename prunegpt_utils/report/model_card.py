@@ -42,7 +42,7 @@ def export(study: str, run: str, out: str | None = None) -> Path:
     # the shorter prompts of a batch
     model.config.use_cache = model.generation_config.use_cache = True
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.bos_token
-    tokenizer.padding_side = "left"
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # only these are saved
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     with atomic_path(target) as part:
