@@ -118,7 +118,9 @@ def _send(send, request, **options):
             response = _answer(send, request, **options)
         except HTTPError as error:
             problem = _one_line(error)
-            if type(error).__name__ not in _PASSING or "CERTIFICATE" in problem.upper():
+            if untrusted := "CERTIFICATE" in problem.upper():
+                problem += "; SSL_CERT_FILE names a file of certificates to trust"
+            if untrusted or type(error).__name__ not in _PASSING:
                 raise UnreachableError(problem) from error
         else:
             if response.status_code not in _BUSY:
