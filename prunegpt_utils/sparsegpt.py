@@ -31,12 +31,10 @@ def sparsegpt(
         {name: bool tensor in the shape of the weight}, True = keep.
 
     Raises:
-        ParameterError: layers that are not called, or blocks that take more from one another than
-            hidden states.
+        ParameterError: layers that are not called; see `check_blocks` for other models.
     """
     axes, every, masks = input_axes(model), prunable_layers(model), {}
     prefix, stack = transformer_blocks(model)
-    check_blocks(model)
     found = [_block_calls(model, stack, rows[:, :-1]) for rows in batches]
     states, calls = [state for state, _ in found], [call for _, call in found]
     for index, block in enumerate(stack):

@@ -8,7 +8,16 @@ import torch.nn.functional as F
 import transformers
 from transformers.modeling_outputs import BaseModelOutput
 
-from prunegpt_utils import calibration, criteria, evaluation, losses, masks, modeling, sparsegpt
+from prunegpt_utils import (
+    calibration,
+    criteria,
+    encodings,
+    evaluation,
+    losses,
+    masks,
+    modeling,
+    sparsegpt,
+)
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.forward import last_hidden_states
@@ -210,6 +219,53 @@ def test_each_expert_is_a_matrix():
             rows = mask.movedim(axes[name], -1)
             groups = rows if scope == "per-row" else rows.unflatten(-1, (-1, 4))
             assert (groups.sum(-1) == groups.shape[-1] // 2).all()
+
+
+@pytest.mark.parametrize("encoding", encodings.ENCODINGS)
+def test_experts_come_back_from_an_encoding(tmp_path, encoding):
+    model = build(*ARCHITECTURES["Mixtral"])
+    masks.prune(model, "magnitude", 0.7, "global")
+    encodings.save_encoded(model, tmp_path / "file", encoding)
+    other = build(*ARCHITECTURES["Mixtral"], seed=1)
+    encodings.load_encoded(tmp_path / "file", other)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+    with pytest.raises(ParameterError, match="sparse copies need layers"):
+        encodings.sparse_copy(model)
+
+
+POSITIONS = {"MPT": 64, "GPT-2": 64, "CodeGen": 64, "Llama": 64, "BLOOM": None}
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_a_block_may_be_as_long_as_the_positions(name):
+    model, limit = build(*ARCHITECTURES[name]), POSITIONS[name]
+    assert modeling.max_positions(model) == limit
+    modeling.check_input(model, range(VOCABULARY), limit or 512)
+    if limit:
+        with pytest.raises(ParameterError, match="block_size: 65 is longer than the model's 64"):
+            modeling.check_input(model, range(VOCABULARY), 65)
+
+
+@pytest.mark.parametrize("name", ["MPT", "OPT"])
+def test_nothing_is_written_or_read_beyond_the_positions(name):
+    model, tokenizer = build(*ARCHITECTURES[name]), FewTokens()
+    assert len(evaluation.generate_text(model, tokenizer, "x" * 60, 48).split()) <= 4
+    ids = torch.randint(1, VOCABULARY, (200,), generator=torch.Generator().manual_seed(1))
+    found = evaluation.sample(model, tokenizer, ids, ["x" * 70], begin=0, length=96)
+    assert len(found["read"]) == 63
+
+
+class FewTokens:
+    """A tokenizer of one token a character."""
+
+    eos_token_id = 0
+
+    def __call__(self, text, **_):
+        return {"input_ids": torch.tensor([[1 + ord(letter) % 90 for letter in text]])}
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
 
 
 ENCODERS = {
