@@ -79,7 +79,9 @@ def _louder(model, stack):
     said = []
 
     def scale(_, __, output):
-        return (output[0] * 1.5, *output[1:]) if isinstance(output, tuple) else output * 1.5
+        if torch.is_tensor(output):
+            return output * 1.5
+        return type(output)([output[0] * 1.5, *output[1:]])
 
     hooks = [
         stack[0].register_forward_hook(scale),
@@ -158,4 +160,4 @@ def _run(block, state, call):
 
 
 def _first(output):
-    return output[0] if isinstance(output, tuple) else output
+    return output if torch.is_tensor(output) else output[0]
