@@ -44,13 +44,13 @@ def prunable_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
     """The layers that hold the `prunable_weights`, under the names of those.
 
     Raises:
-        ParameterError: there are none, or matrices of experts, which are in no layer of their own.
+        ParameterError: there are none, or matrices of experts, which are no layers.
     """
     found = {name: model.get_submodule(name.rpartition(".")[0]) for name in prunable_weights(model)}
     for name, layer in found.items():
         if not isinstance(layer, (Conv1D, torch.nn.Linear)):
-            allowed = f"has experts, {name}, that are no layers: wanda, sparsegpt and sparse copies"
-            raise _refusal(model, f"{allowed} need layers")
+            why = "which is no linear layer; wanda, sparsegpt and sparse copies need layers"
+            raise _refusal(model, f"has {name}, {why}")
     return found
 
 

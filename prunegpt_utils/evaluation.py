@@ -121,9 +121,14 @@ def paired_difference(
 def generate_text(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int = 48
 ) -> str:
-    """What follows `prompt`: at most `tokens`, each the likeliest, no run of three repeated."""
+    """What follows `prompt`: at most `tokens`, each the likeliest, no run of three repeated.
+
+    Of a prompt that is too long for the model its end is read.
+    """
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
-    room = (max_positions(model) or ids.shape[1] + tokens) - ids.shape[1]
+    limit = max_positions(model) or ids.shape[1] + tokens
+    ids = ids[:, 1 - limit :]
+    room = limit - ids.shape[1]
     written = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(tokens, room), use_cache=True,
         do_sample=False, no_repeat_ngram_size=3, pad_token_id=tokenizer.eos_token_id,

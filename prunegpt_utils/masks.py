@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from prunegpt_utils import criteria
 from prunegpt_utils.calibration import CalibrationStats
-from prunegpt_utils.criteria import CRITERIA, scores
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.forward import eval_mode
 from prunegpt_utils.modeling import input_axes, prunable_layers, prunable_weights
@@ -27,11 +27,11 @@ def prune(
     Raises:
         ParameterError: sparsity or scope that cannot be had.
     """
+    check_cut(model, criterion, sparsity, scope)
     if criterion == "sparsegpt":
-        check_cut(model, criterion, sparsity, scope)
         with eval_mode(model):
             return sparsegpt(model, batches, *_column_rule(sparsity, scope))
-    masks = make_masks(scores(model, criterion, stats), sparsity, scope, input_axes(model))
+    masks = make_masks(criteria.scores(model, criterion, stats), sparsity, scope, input_axes(model))
     apply_masks(model, masks)
     return masks
 
@@ -44,7 +44,7 @@ def check_cut(model: PreTrainedModel, criterion: str, sparsity: float, scope: st
     if criterion == "sparsegpt":
         _column_rule(sparsity, scope)
         check_blocks(model)
-    elif CRITERIA[criterion].needs == "inputs":
+    elif criteria.CRITERIA[criterion].needs == "inputs":
         prunable_layers(model)
 
 

@@ -31,12 +31,10 @@ def sparsegpt(
         {name: bool tensor in the shape of the weight}, True = keep.
 
     Raises:
-        ParameterError: layers that are not called, or blocks that take more from one another than
-            hidden states.
+        ParameterError: layers that are not called; see `check_blocks` for other models.
     """
     axes, every, masks = input_axes(model), prunable_layers(model), {}
     prefix, stack = transformer_blocks(model)
-    check_blocks(model)
     found = [_block_calls(model, stack, rows[:, :-1]) for rows in batches]
     states, calls = [state for state, _ in found], [call for _, call in found]
     for index, block in enumerate(stack):
@@ -81,7 +79,9 @@ def _louder(model, stack):
     said = []
 
     def scale(_, __, output):
-        return (output[0] * 1.5, *output[1:]) if isinstance(output, tuple) else output * 1.5
+        if torch.is_tensor(output):
+            return output * 1.5
+        return type(output)([output[0] * 1.5, *output[1:]])
 
     hooks = [
         stack[0].register_forward_hook(scale),
@@ -160,4 +160,4 @@ def _run(block, state, call):
 
 
 def _first(output):
-    return output[0] if isinstance(output, tuple) else output
+    return output if torch.is_tensor(output) else output[0]

@@ -8,11 +8,21 @@ import torch.nn.functional as F
 import transformers
 from transformers.modeling_outputs import BaseModelOutput
 
-from prunegpt_utils import calibration, criteria, evaluation, losses, masks, modeling, sparsegpt
+from prunegpt_utils import (
+    calibration,
+    criteria,
+    encodings,
+    evaluation,
+    losses,
+    masks,
+    modeling,
+    sparsegpt,
+)
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.forward import last_hidden_states
 from prunegpt_utils.protocols import rolling_windows
+from prunegpt_utils.teacher_cache import cached_hidden_states
 
 VOCABULARY, BLOCK = 96, 24
 SIZES = {
@@ -40,10 +50,12 @@ ARCHITECTURES = {  # name of the test -> (family in transformers, configuration)
     "Cohere": ("Cohere", ONE_KEY),
     "Cohere2": ("Cohere2", ONE_KEY | {"sliding_window": 8, "sliding_window_pattern": 2}),
     "Falcon": ("Falcon", SIZES),
+    "Falcon, ALiBi": ("Falcon", SIZES | {"alibi": True, "parallel_attn": False, "bias": True, "multi_query": False}),
     "Falcon-H1": ("FalconH1", FALCON_H1),
     "Gemma": ("Gemma", ONE_KEY),
     "Gemma 2": ("Gemma2", ONE_KEY | {"sliding_window": 8, "query_pre_attn_scalar": 16}),
     "Gemma 3": ("Gemma3Text", ONE_KEY | {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+    "GPT": ("OpenAIGPT", GPT2_SIZES),
     "GPT-2": ("GPT2", GPT2_SIZES),
     "GPT-J": ("GPTJ", GPT2_SIZES | {"rotary_dim": 4}),
     "GPT-Neo": ("GPTNeo", SIZES | GPT_NEO),
@@ -143,6 +155,21 @@ def test_gradients_are_those_through_the_models_own_logits(architecture, kd_loss
             )
 
 
+@pytest.mark.parametrize("name", ["Gemma 2", "GPT-J", "Granite", "Phi", "OPT-350m"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_cached_teacher_teaches_the_same(name, precision, tmp_path):
+    model, teacher = build(*ARCHITECTURES[name]), build(*ARCHITECTURES[name], seed=1)
+    ids = torch.randint(1, VOCABULARY, (8, BLOCK + 1), generator=torch.Generator().manual_seed(1))
+    config = TrainConfig(1, 1e-3, precision=precision, alpha=0.6, temperature=2.0)
+    cached = cached_hidden_states(modeling.frozen_copy(teacher), ids, tmp_path, precision)
+    live = losses.batch_loss(model, ids, config, teacher)
+    assert float(losses.batch_loss(model, ids, config, teacher, cached)) == pytest.approx(
+        float(live)
+    )
+    exact = losses.batch_loss(model, ids, TrainConfig(1, 1e-3, alpha=0.6, temperature=2.0), teacher)
+    assert float(live) == pytest.approx(float(exact), rel=3e-2 if precision == "bf16" else 1e-6)
+
+
 def share_of_zeros(model):
     """Of all matrices in the blocks, by their shapes alone."""
     _, blocks = modeling.transformer_blocks(model)
@@ -168,7 +195,7 @@ def test_every_criterion_prunes_all_matrices_exactly(architecture, criterion):
         return masks.prune(cut, criterion, 0.5, "uniform", stats, batches)
 
     if name in MIXTURES and criterion in ("wanda", "sparsegpt"):
-        with pytest.raises(ParameterError, match="has experts, .* that are no layers"):
+        with pytest.raises(ParameterError, match="which is no linear layer; wanda"):
             prune()
         return
     kept = prune()
@@ -210,6 +237,53 @@ def test_each_expert_is_a_matrix():
             rows = mask.movedim(axes[name], -1)
             groups = rows if scope == "per-row" else rows.unflatten(-1, (-1, 4))
             assert (groups.sum(-1) == groups.shape[-1] // 2).all()
+
+
+@pytest.mark.parametrize("encoding", encodings.ENCODINGS)
+def test_experts_come_back_from_an_encoding(tmp_path, encoding):
+    model = build(*ARCHITECTURES["Mixtral"])
+    masks.prune(model, "magnitude", 0.7, "global")
+    encodings.save_encoded(model, tmp_path / "file", encoding)
+    other = build(*ARCHITECTURES["Mixtral"], seed=1)
+    encodings.load_encoded(tmp_path / "file", other)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+    with pytest.raises(ParameterError, match="sparse copies need layers"):
+        encodings.sparse_copy(model)
+
+
+POSITIONS = {"MPT": 64, "GPT-2": 64, "CodeGen": 64, "Llama": 64, "BLOOM": None}
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_a_block_may_be_as_long_as_the_positions(name):
+    model, limit = build(*ARCHITECTURES[name]), POSITIONS[name]
+    assert modeling.max_positions(model) == limit
+    modeling.check_input(model, range(VOCABULARY), limit or 512)
+    if limit:
+        with pytest.raises(ParameterError, match="block_size: 65 is longer than the model's 64"):
+            modeling.check_input(model, range(VOCABULARY), 65)
+
+
+@pytest.mark.parametrize("name", ["MPT", "OPT"])
+def test_nothing_is_written_or_read_beyond_the_positions(name):
+    model, tokenizer = build(*ARCHITECTURES[name]), FewTokens()
+    assert len(evaluation.generate_text(model, tokenizer, "x" * 60, 48).split()) <= 4
+    ids = torch.randint(1, VOCABULARY, (200,), generator=torch.Generator().manual_seed(1))
+    found = evaluation.sample(model, tokenizer, ids, ["x" * 70], begin=0, length=96)
+    assert len(found["read"]) == 63
+
+
+class FewTokens:
+    """A tokenizer of one token a character."""
+
+    eos_token_id = 0
+
+    def __call__(self, text, **_):
+        return {"input_ids": torch.tensor([[1 + ord(letter) % 90 for letter in text]])}
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
 
 
 ENCODERS = {
