@@ -13,7 +13,13 @@ from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.report import publish
 from prunegpt_utils.runs import (
-    estimate, expansion, paths, records, scheduler, staleness, study_files,
+    estimate,
+    expansion,
+    paths,
+    records,
+    scheduler,
+    staleness,
+    study_files,
 )  # fmt: skip
 
 CODE = '''"""What it is."""
