@@ -1,7 +1,5 @@
 """Figures that compare runs: each function takes data frames and returns a figure."""
 
-import math
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
@@ -27,8 +25,7 @@ def perplexity_by_sparsity(table: pd.DataFrame, curves: pd.DataFrame, title: str
     figure, axes = plt.subplots(figsize=(7.4, 4.8))
     means = summary(table)
     control = means[means.recipe == "control"]
-    finite = means[means.perplexity < math.inf]
-    floor = (control if len(control) else finite).perplexity.min()
+    floor = (control if len(control) else means).perplexity.min()
     _line(axes, _curve(curves, "global", "fisher"), METHODS["one-shot"], linestyle=":")
     drawn = ("original", "narrow", "narrow-distilled", "gradual", "gradual-distilled")
     for recipe in (*drawn, "two-four", "two-four-distilled"):
@@ -36,10 +33,9 @@ def perplexity_by_sparsity(table: pd.DataFrame, curves: pd.DataFrame, title: str
         if len(rows):
             _line(axes, rows.perplexity, METHODS[recipe])
             _band(axes, rows, METHODS[recipe][1])
-    top = finite[finite.recipe != "one-shot"].perplexity.max()
-    limits = (floor * 0.88, max(top * 1.5, floor * 4)) if floor < math.inf else None
+    top = means[means.recipe != "one-shot"].perplexity.max()
     log_axes(
-        axes, percent=True, xlim=(0, 1.0), ylim=limits,
+        axes, percent=True, xlim=(0, 1.0), ylim=(floor * 0.88, max(top * 1.5, floor * 4)),
         title=title, xlabel=SPARSITY, ylabel=f"{PERPLEXITY} (lower is better)",
     )  # fmt: skip
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.97), fontsize=9.5)

@@ -65,4 +65,6 @@ def execute(spec: expansion.RunSpec, folder: Path) -> None:
     except papermill.PapermillExecutionError as error:
         if error.ename == "ParameterError":
             raise ParameterError(error.evalue) from error
-        raise RuntimeError(f"{spec.name} failed: {error.ename}: {error.evalue}") from error
+        raise ParameterError(f"{spec.name} failed: {error.ename}: {error.evalue}") from error
+    except RuntimeError as error:  # of nbclient, whose kernel was killed
+        raise ParameterError(f"{spec.name} failed: {error}") from error

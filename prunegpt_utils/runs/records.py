@@ -123,8 +123,11 @@ def checksum(record: dict) -> str:
 
 
 def load(path: str | Path) -> Any:
-    """One JSON file as it is; None where there is none."""
-    return json.loads(Path(path).read_text("utf-8")) if Path(path).exists() else None
+    """One JSON file as it is; None where there is none. ValueError if it does not read."""
+    try:
+        return json.loads(Path(path).read_text("utf-8")) if Path(path).exists() else None
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def read(path: str | Path) -> dict | None:
@@ -136,7 +139,8 @@ def read(path: str | Path) -> dict | None:
     try:
         record = load(path)
     except ValueError as error:
-        raise ParameterError("record", Path(path).name, f"is not JSON: {error}") from error
+        allowed = f"is not JSON: {error}; if it is deleted, the run is made again"
+        raise ParameterError("record", Path(path).name, allowed) from error
     for problem in schema.problems(record) if record is not None else ():
         raise ParameterError("record", Path(path).name, problem)
     return record
