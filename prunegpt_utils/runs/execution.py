@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.runs import expansion, paths, records, study_files
+from prunegpt_utils.runs import expansion, paths, records, staleness, study_files
 
 
 def require(ref: str, p: dict) -> dict | None:
@@ -34,6 +34,8 @@ def require(ref: str, p: dict) -> dict | None:
         if ours != theirs and None not in (ours, theirs):
             allowed = f"differs from {theirs!r} of {spec.name}, which this run needs"
             raise ParameterError(key, ours, f"{allowed}; choose another study name")
+    if changes := staleness.code_changes(record.get("code"), study_files.code_of(spec.notebook)):
+        print(f"{spec.name} is out of date: {changes} since; `make study` makes it again")
     return record
 
 
