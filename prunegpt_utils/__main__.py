@@ -1,6 +1,7 @@
 """Small commands for the Makefile and the Snakefile: `python -m prunegpt_utils --help`."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def check_results(study: str) -> None:
 def study_and_run(name: str) -> tuple[str, str]:
     """The two parts of `pydocs/dense-seed0`."""
     study, _, run = name.partition("/")
-    if not run:
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise ParameterError("RUN", name, "must be a study and a run, such as pydocs/dense-seed0")
     return study, run
 

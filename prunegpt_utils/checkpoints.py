@@ -29,8 +29,7 @@ def training_identity(
     Of the code, these are the modules that the training uses (see `provenance`) and the reader's
     own criterion, if it prunes by one; not what reads the text, which counts as it came out.
     """
-    code = module_hashes("from prunegpt_utils.training import train")
-    del code["corpora"]
+    code = module_hashes("from prunegpt_utils.training import train", without=["corpora"])
     score = config.pruning and CRITERIA[config.pruning.criterion].score
     if getattr(score, "__module__", magnitude.__module__) != magnitude.__module__:
         code |= OWN

@@ -9,31 +9,23 @@ record, and a record made with another one is kept, and named.
 import ast
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-PLUMBING = (
-    "errors",
-    "files",
-    "hub",
-    "hub_client",
-    "hub_files",
-    "progress",
-    "provenance",
-)  # and what is no file of the core
+PLUMBING = ("errors", "files", "hub", "hub_client", "hub_files", "progress", "provenance")
 _PACKAGE = Path(__file__).parent
 
 
-def module_hashes(source: str) -> dict[str, str]:
+def module_hashes(source: str, without: Collection[str] = ()) -> dict[str, str]:
     """{module: hash} of the core modules that some code imports, by itself or through others.
 
-    The files are read when they are first asked for, and hold for the life of the process: it runs
-    the code that it has imported.
+    Some may be left `without`, and what only they import. The files are read when they are first
+    asked for, and hold for the life of the process: it runs the code that it has imported.
     """
     found, left = {}, list(_imports(ast.parse(source)))
     while left:
         name = left.pop()
-        if name not in found:
+        if name not in found and name not in without:
             found[name], more = _module(name)
             left += more
     return dict(sorted(found.items()))

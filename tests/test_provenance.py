@@ -8,18 +8,20 @@ import yaml
 from conftest import ROOT, measured, tiny_gpt2
 
 from prunegpt_utils import __main__ as commands
-from prunegpt_utils import checkpoints, provenance
+from prunegpt_utils import checkpoints, criteria, provenance
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.report import publish
 from prunegpt_utils.runs import (
     estimate,
+    execution,
     expansion,
     paths,
     records,
     scheduler,
     staleness,
     study_files,
+    validation,
 )  # fmt: skip
 
 CODE = '''"""What it is."""
@@ -173,3 +175,34 @@ def test_records_that_do_not_name_their_code_are_kept(study):
 def test_a_record_says_in_which_precision_its_run_trained(study):
     path = paths.study_folder("mine") / "records" / f"{DENSE}.json"
     assert records.read(path)["environment"]["precision"] in ("bf16", "float32")
+
+
+def test_a_criterion_of_the_readers_own_counts_as_code(study, monkeypatch):
+    edit(PRUNED, lambda r: r["environment"].update(own_criteria={"mine.py": "1" * 64}))
+    assert staleness.outdated("mine") == {}  # not loaded here
+    monkeypatch.setattr(criteria, "OWN", {"mine.py": "2" * 64})
+    assert staleness.outdated("mine")[PRUNED] == "your own criteria changed"
+
+
+def test_a_run_made_by_other_code_is_built_upon_but_named(study, capsys):
+    p = expansion.plan("mine")[PRUNED].parameters
+    execution.require("init_from", p)
+    assert capsys.readouterr().out == ""
+    edit(DENSE, lambda r: r["code"].update(losses="0" * 16))
+    assert execution.require("init_from", p)["run"] == DENSE
+    assert f"{DENSE} is out of date: code of losses changed since" in capsys.readouterr().out
+
+
+def test_rerun_says_what_is_not_as_it_was(study, monkeypatch, capsys):
+    path = paths.study_folder("mine") / "records" / f"{DENSE}.json"
+    old, new = records.read(path), records.read(path)
+    old["environment"] |= {"torch": "1.0"}
+    del old["environment"]["precision"]
+    new["code"] |= {"losses": "0" * 16}
+    new["environment"]["precision"] = "bf16"
+    monkeypatch.setattr(validation, "rerun", lambda *_: (old, new))
+    commands.main(["rerun", f"mine/{DENSE}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "  precision: not recorded then, bf16 now" in lines
+    assert f"  torch: 1.0 then, {new['environment']['torch']} now" in lines
+    assert "  code of losses changed since" in lines

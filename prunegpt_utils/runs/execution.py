@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prunegpt_utils import corpora, hub
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.runs import expansion, paths, records, status, study_files
+from prunegpt_utils.runs import expansion, paths, records, staleness, status, study_files
 
 
 def require(ref: str, p: dict) -> dict | None:
@@ -35,6 +35,8 @@ def require(ref: str, p: dict) -> dict | None:
         if ours != theirs and None not in (ours, theirs):
             allowed = f"differs from {theirs!r} of {spec.name}, which this run needs"
             raise ParameterError(key, ours, f"{allowed}; choose another study name")
+    if changes := staleness.code_changes(record.get("code"), study_files.code_of(spec.notebook)):
+        print(f"{spec.name} is out of date: {changes} since; `make study` makes it again")
     return record
 
 
@@ -96,4 +98,6 @@ def execute(spec: expansion.RunSpec, folder: Path) -> None:
     except papermill.PapermillExecutionError as error:
         if error.ename == "ParameterError":
             raise ParameterError(error.evalue) from error
-        raise RuntimeError(f"{spec.name} failed: {error.ename}: {error.evalue}") from error
+        raise ParameterError(f"{spec.name} failed: {error.ename}: {error.evalue}") from error
+    except RuntimeError as error:  # of nbclient, whose kernel was killed
+        raise ParameterError(f"{spec.name} failed: {error}") from error

@@ -69,7 +69,7 @@ class Parameters(BaseModel):
     teacher: str = _text("must name a recipe or a model, or be empty")
     baseline: str = _text("must name the recipe of the same run without teacher")
     one_shot_run: str = _text("must name the recipe with the one-shot curve, or be empty")
-    seed: int = _whole(0)
+    seed: int = Field(ge=0, lt=2**31, description="must be a whole number, 0 or more, below 2**31")
     steps: int = _whole(0)
     epochs: float = Field(ge=0, description="must be 0 or more (passes over the training text)")
     batch: int = _whole(1, " (windows a step)")

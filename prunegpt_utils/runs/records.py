@@ -4,6 +4,7 @@ import calendar
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import time
@@ -63,8 +64,6 @@ def open_run(notebook: str, parameters: dict) -> Run:
     Raises:
         ParameterError: the folder cannot be written, or a record made with others exists.
     """
-    from prunegpt_utils.distributed import processes
-
     run = Run(notebook, parameters, study_files.code_of(notebook))
     known = read(run.record)
     for name, value in parameters.items() if known else ():
@@ -73,7 +72,7 @@ def open_run(notebook: str, parameters: dict) -> Run:
             allowed = f"differs from {was!r}, which made the record {run.name} of this study"
             raise ParameterError(name, value, f"{allowed}; choose another study name")
     paths.check_writable(run.folder)
-    if processes().is_main_process:
+    if os.environ.get("RANK", "0") == "0":  # of processes that were launched together, one
         activity.begin(run.activity, study_files.headings(notebook))
     return run
 
@@ -123,8 +122,11 @@ def checksum(record: dict) -> str:
 
 
 def load(path: str | Path) -> Any:
-    """One JSON file as it is; None where there is none."""
-    return json.loads(Path(path).read_text("utf-8")) if Path(path).exists() else None
+    """One JSON file as it is; None where there is none. ValueError if it does not read."""
+    try:
+        return json.loads(Path(path).read_text("utf-8")) if Path(path).exists() else None
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def read(path: str | Path) -> dict | None:
@@ -136,7 +138,8 @@ def read(path: str | Path) -> dict | None:
     try:
         record = load(path)
     except ValueError as error:
-        raise ParameterError("record", Path(path).name, f"is not JSON: {error}") from error
+        allowed = f"is not JSON: {error}; if it is deleted, the run is made again"
+        raise ParameterError("record", Path(path).name, allowed) from error
     for problem in schema.problems(record) if record is not None else ():
         raise ParameterError("record", Path(path).name, problem)
     return record

@@ -57,9 +57,10 @@ def _run(study, folder, options, resume):
             raise ParameterError("study", study, why)
         _wait([*command, *options, "--unlock"])
     again = [f"records/{run}.json" for run in outdated(study)]
-    figure, results = folder / "figures" / "perplexity.png", study_files.results_notebook(study)
-    if figure.exists() and figure.stat().st_mtime < study_files.path_of(results).stat().st_mtime:
-        again.append("figures/perplexity.png")
+    drawn = folder / "figures" / ".drawn"
+    results = study_files.path_of(study_files.results_notebook(study))
+    if drawn.exists() and drawn.stat().st_mtime < results.stat().st_mtime:
+        again.append("figures/.drawn")
     code = _wait([*command, *(["--forcerun", *again] if again else []), *options])
     if code > 0 and any(folder.glob("records/*.json")) and unfinished(study):
         _wait([*command, *options, "there=True"])  # tables and figures of what there is
