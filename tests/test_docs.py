@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from conftest import ONE_THREAD, ROOT, small_text
+from conftest import ONE_THREAD, ROOT, small_text, tiny_gpt2
 
-from prunegpt_utils import criteria, hub
+from prunegpt_utils import calibration, criteria, hub
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.report import frames, tables
 from prunegpt_utils.runs import records
@@ -191,3 +192,16 @@ def test_the_citation_is_valid():
         assert {"type", "title", "authors"} <= set(work)
     project = (ROOT / "pyproject.toml").read_text()
     assert f'version = "{cited["version"]}"' in project
+
+
+def test_what_a_criterion_sees_of_the_inputs_is_what_the_guide_says():
+    """E[x^2] of each input: a vector, one number an input."""
+    assert "E[x²]" in GUIDE.read_text("utf-8")
+    model, rows = tiny_gpt2(), torch.randint(0, 97, (3, 17))
+    seen, layer = [], model.transformer.h[0].mlp.c_fc
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, 1)))
+    stats = calibration.calibrate(model, "inputs", [rows[:1], rows[1:]], None)
+    hook.remove()
+    known = stats["transformer.h.0.mlp.c_fc.weight"].squared_inputs
+    torch.testing.assert_close(known, torch.cat(seen).square().mean(0))
+    assert known.shape == (layer.nx,)

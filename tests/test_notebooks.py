@@ -1,5 +1,6 @@
 """Committed notebooks are executed and clean; every notebook runs; wrong input is one line."""
 
+import ast
 import json
 import os
 import re
@@ -55,6 +56,18 @@ def test_parameters_are_typed_literals_with_help(path):
     ]
     for line in "".join(cell["source"]).splitlines():
         assert re.fullmatch(r'\w+: (str|int|float|bool) = ("[^"]*"|[\w.]+)  # [^=]+', line), line
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_assertion_carries_a_sentence(path):
+    """It is all that a reader sees of it in the log of a study."""
+    for cell in code_cells(path):
+        source = "".join(cell["source"]).replace("%matplotlib", "#")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Assert):
+                assert node.msg is not None, ast.unparse(node)
+            elif "assert_close" in ast.unparse(getattr(node, "func", ast.Pass())):
+                assert any(word.arg == "msg" for word in node.keywords), ast.unparse(node)
 
 
 WRITING = [path for path in NOTEBOOKS if "records.write(" in path.read_text("utf-8")]

@@ -51,9 +51,10 @@ def log_axes(axes: Axes, percent: bool = False, **settings: object) -> None:
     plain_log_axis(axes.yaxis)
 
 
-def left_out(figure: str, why: str) -> None:
-    """Say that a figure is not drawn; what would draw it returns this, and `save` passes it on."""
+def left_out(figure: str, why: str) -> Figure | None:
+    """Say that a figure is not drawn; None is what there is instead, and `save` passes it on."""
     print(f"No figure of {figure}: {why}.")
+    return None
 
 
 def legend(axes: Axes, **settings: object) -> None:

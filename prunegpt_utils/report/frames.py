@@ -165,22 +165,29 @@ def with_one_shot(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     Returns:
         DataFrame: the rows of pruned runs, in the order of their sparsity and patterns last, with
         level (sparsity asked for in percent, or the pattern), method (criterion, or recipe if it
-        cuts gradually), asked (the sparsity) and one_shot (perplexity; NaN if not measured).
+        cuts gradually or something else was changed), asked (the sparsity) and one_shot
+        (perplexity; NaN if not measured).
     """
     rows = table[table.sparsity > 0].copy()
     asked = rows.requested.where(rows.requested > 0, rows.sparsity)
     rows = rows.assign(patterned=rows.scope.astype(str).str.contains(":"), asked=asked)
     rows = rows.sort_values(["patterned", "asked"], kind="stable")
     rows["level"] = [_level(*of) for of in zip(rows.scope, rows.asked, strict=True)]
-    gradual = {"two-four": "gradual", "two-four-distilled": "gradual-distilled"}
-    rows["method"] = rows.base_recipe.replace(gradual)
-    rows["method"] = rows.method.mask(rows.base_recipe == "retrained", rows.criterion)
+    rows["method"] = [_method(row) for row in rows.to_dict("records")]
     known = curves.assign(sparsity=curves.sparsity.astype(float).round(6))
     known = known.set_index(["criterion", "scope", "sparsity", "seed"]).perplexity
     known = known[~known.index.duplicated()]
     keys = zip(rows.method, rows.scope, rows.asked.round(6), rows.seed, strict=True)
     rows["one_shot"] = [known.get(key, math.nan) for key in keys]
     return rows
+
+
+def _method(row):
+    changed = row["axes"].keys() - {"criterion", "scope"}
+    if row["base_recipe"] == "retrained":
+        return row["recipe"] if changed else row["criterion"]
+    gradual = {"two-four": "gradual", "two-four-distilled": "gradual-distilled"}
+    return row["recipe"] if row["axes"] else gradual.get(row["base_recipe"], row["base_recipe"])
 
 
 def _level(scope, share):

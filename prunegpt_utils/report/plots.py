@@ -29,8 +29,8 @@ def perplexity_by_sparsity(table: pd.DataFrame, curves: pd.DataFrame, title: str
         return left_out("perplexity against sparsity", "these records hold no perplexity of a run")
     figure, axes = plt.subplots(figsize=(7.4, 4.8))
     all_levels = pd.concat([levels, _finite(one_shot)])
-    floor = levels.get("control", all_levels.min())
-    floor = floor if np.isscalar(floor) else floor.min()
+    control = levels[levels.index == "control"]
+    floor = (control if len(control) else all_levels).min()
     _line(axes, one_shot, METHODS["one-shot"], linestyle=":")
     drawn = ("original", "narrow", "narrow-distilled", "gradual", "gradual-distilled")
     for recipe in (*drawn, "two-four", "two-four-distilled"):
