@@ -40,7 +40,8 @@ def layer_profile(percents: dict[str, float], title: str, top: float | None = 10
         top: what is drawn darkest; None: the largest number.
     """
     shares = pd.Series(percents)
-    names = shares.index.str.extract(r"(?:^|\.)(\d+)\.(.+)\.")  # h.0.mlp.c_fc.weight: 0, mlp.c_fc
+    # h.0.mlp.c_fc.weight: 0, mlp.c_fc
+    names = shares.index.str.extract(r"(?:^|\.)(\d+)\.(.+?)(?:\.weight)?$")
     cells = shares.set_axis([names[0].astype(int), names[1]]).unstack()[names[1].unique()]
     figure, axes = plt.subplots(figsize=(1.6 * cells.shape[1] + 1.2, 0.45 * len(cells) + 1.4))
     sns.heatmap(
