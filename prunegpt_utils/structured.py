@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 
 import torch
-from transformers import GPT2LMHeadModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prunegpt_utils.errors import ParameterError
@@ -32,7 +32,7 @@ def prune_structured(
     Raises:
         ParameterError: another architecture, or nothing would be left, or nothing would go.
     """
-    if not isinstance(model, GPT2LMHeadModel):
+    if model.config.model_type != "gpt2":
         kind = type(model).__name__
         raise ParameterError("model", kind, "must be a GPT-2 to lose neurons or heads")
     small = copy.deepcopy(model).requires_grad_(True)

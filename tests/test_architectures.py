@@ -20,7 +20,7 @@ from prunegpt_utils import (
 )
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.forward import last_hidden_states
+from prunegpt_utils.forward import last_hidden_states, lm_head
 from prunegpt_utils.protocols import rolling_windows
 from prunegpt_utils.teacher_cache import cached_hidden_states
 
@@ -380,6 +380,24 @@ def test_a_layer_in_two_blocks_is_refused():
     model.model.layers[1].mlp = model.model.layers[0].mlp
     with pytest.raises(ParameterError, match="uses one matrix several times"):
         modeling.prunable_weights(model)
+
+
+def test_layers_in_another_list_are_refused():
+    model = build(*ARCHITECTURES["Llama"])
+    model.model.more = torch.nn.ModuleList([torch.nn.Linear(4, 4)] * 3)
+    with pytest.raises(ParameterError, match="has layers outside of model.layers: model.more.0"):
+        modeling.prunable_weights(model)
+
+
+def test_logits_of_more_than_hidden_states_are_refused():
+    """A head that also looks at the tokens cannot be given hidden states alone."""
+    model, asked = build(*ARCHITECTURES["Llama"]), []
+    model.register_forward_pre_hook(
+        lambda _, __, options: asked.append(options["input_ids"]), with_kwargs=True
+    )
+    model.lm_head.register_forward_hook(lambda _, __, scores: scores + asked[-1][..., None])
+    with pytest.raises(ParameterError, match="does not make its logits of last hidden states"):
+        lm_head(model)
 
 
 def test_a_projection_after_the_blocks_is_part_of_the_hidden_states():
