@@ -252,3 +252,17 @@ def test_optional_models_are_decided_once(server, repositories, runs_folder):
     assert set(expansion.plan("mine")) == {"zero-shot-seed0"}
     (folder / "optional_models.json").write_text("[1]")
     assert "delete it" in refusal(expansion.plan, "mine")
+
+
+def test_verify_gpt2_downloads_no_weights_unasked(server, capsys):
+    from benchmarks import verify_gpt2
+
+    assert list(verify_gpt2._unasked()) == ["gpt2"]
+    said = capsys.readouterr().out
+    assert 'gpt2-xl      left out: MODELS="gpt2-xl" downloads 0.0 GB' in said  # tiny ones, here
+    assert (
+        'gpt2-medium  left out: MODELS="gpt2-medium" downloads it where there is a network' in said
+    )
+    assert server.paths(cdn=True) == []
+    sizes = [p.stat().st_size for p in hub.locate("me/model").iterdir()]
+    assert hub.download_bytes("me/model") == sum(sizes)
