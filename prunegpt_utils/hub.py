@@ -106,7 +106,7 @@ def download_bytes(name: str) -> int | None:
         ParameterError: the hub does not answer, or has no such model.
     """
     sizes, _, files = _ask(_first_files, name, "model", "model")
-    known = [sizes[file] for file in files]
+    known = [sizes.get(file) for file in files]
     return None if None in known else sum(known)
 
 
@@ -129,9 +129,9 @@ def _snapshots(repository, kind):
     for name in filter(None, names):
         home = Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}")
         main = home / "refs" / "main"
-        first = [REVISIONS.get(repository), main.is_file() and main.read_text().strip()]
-        others = sorted(home.glob("snapshots/*"), key=lambda path: -path.stat().st_mtime)
-        folders += [home / "snapshots" / commit for commit in first if commit] + others
+        folders += [home / "snapshots" / main.read_text().strip()] if main.is_file() else []
+        folders += sorted(home.glob("snapshots/*"), key=lambda path: -path.stat().st_mtime)
+    folders.sort(key=lambda path: path.name != REVISIONS.get(repository))
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
@@ -147,8 +147,8 @@ def _ask(act, repository, kind, parameter, configuration=""):
     except hub_client.UnreachableError as error:
         if folder := act is _files and _cached(repository, kind, configuration, alone=True):
             return folder
-        why = f"the hub cannot be reached ({error})"
-        raise ParameterError(parameter, *_advice(repository, kind, configuration, why)) from error
+        advice = _advice(repository, kind, configuration, error)
+        raise ParameterError(parameter, *advice) from error
     except hub_files.UnfitError as error:
         raise ParameterError(parameter, _name(repository, configuration), str(error)) from error
     except hub_client.failures() as error:
@@ -188,10 +188,11 @@ def _name(repository, configuration):
 def _advice(repository, kind, configuration, why):
     """(name, sentence) of what is not here and cannot be had."""
     there = bool(_snapshots(repository, kind))
+    problem = "is not on this machine, and the hub cannot be reached"
     options = " --repo-type dataset" if kind == "dataset" else ""
     options += f" --include '{glob.escape(configuration)}/*'" if configuration else ""
     return _name(repository, configuration if there else ""), (
-        f"is not {'wholly ' if there else ''}on this machine, and {why}. Three ways to provide it: "
-        f"connect to the network; run `hf download {repository}{options}` where there is one and "
-        f"copy the hub's cache here; or name a local folder instead"
+        f"{problem.replace('not on', 'not wholly on') if there else problem} ({why}). "
+        f"Three ways to provide it: connect to the network; run `hf download {repository}{options}`"
+        f" where there is one and copy the hub's cache here; or name a local folder instead"
     )

@@ -17,6 +17,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pandas as pd
+import pytest
+import yaml
+from conftest import tiny_gpt2
+from safetensors.torch import save_file
+
+from prunegpt_utils import corpora, hub, hub_client, modeling
+
 LARGE = re.compile(r".*\.(safetensors|parquet|bin|msgpack)")
 LOGIN = (200, "<html>Welcome to our network. Please log in.</html>", {"Content-Type": "text/html"})
 
@@ -207,3 +215,92 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _digest(file):
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+OLD, NEW = "a" * 40, "b" * 40
+MODEL_FILES = {
+    "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+}  # fmt: skip
+ROWS = [f"The row of number {n} is a text of its own." for n in range(60)]
+
+
+def model_folder(folder, seed=0, shards=False):
+    """A tiny model with all that repositories hold beside what is needed."""
+    model = tiny_gpt2(seed, vocabulary=2048, block=64)
+    model.save_pretrained(folder, **({"max_shard_size": "20KB"} if shards else {}))
+    modeling.load_tokenizer("pydocs-base").save_pretrained(folder)
+    save_file({"x": model.lm_head.weight.clone()}, folder / "model.fp16.safetensors")
+    for name in ("pytorch_model.bin", "flax_model.msgpack", "README.md", "onnx/config.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(f"not needed: {name}")
+    return folder
+
+
+def data_folder(folder):
+    """Two configurations, the train split of each in two parts."""
+    configs = []
+    for name in ("small", "large"):
+        (folder / name).mkdir(parents=True)
+        parts = {"train-00000-of-00002": ROWS[:20], "train-00001-of-00002": ROWS[20:40]}
+        parts |= {"validation-00000-of-00001": ROWS[40:50], "test-00000-of-00001": ROWS[50:]}
+        for part, rows in parts.items():
+            pd.DataFrame({"text": rows}).to_parquet(folder / name / f"{part}.parquet")
+        files = [{"split": s, "path": f"{name}/{s}-*"} for s in corpora.SPLITS]
+        configs.append({"config_name": name, "data_files": files})
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repositories(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("repositories")
+    return {
+        "models/me/model": {
+            OLD: model_folder(folder / "model"),
+            NEW: model_folder(folder / "newer", 1),
+        },
+        "models/me/sharded": {OLD: model_folder(folder / "sharded", shards=True)},
+        "models/openai-community/gpt2": {hub.REVISIONS["gpt2"]: folder / "model"},
+        "models/openai-community/gpt2-xl": {OLD: folder / "newer"},
+        "datasets/me/text": {OLD: data_folder(folder / "text")},
+    }
+
+
+@pytest.fixture
+def server(repositories, tmp_path, monkeypatch):
+    """A running hub which this process takes for the real one, with an empty cache."""
+    from huggingface_hub import constants
+
+    moved = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-xl")}
+    with running(dict(repositories), moved=moved) as hub_server:
+        url = hub_server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in {
+            "ENDPOINT": hub_server.url, "HUGGINGFACE_CO_URL_TEMPLATE": url, "HF_HUB_OFFLINE": False,
+            "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_TOKEN_PATH": str(tmp_path / "token"),
+        }.items():  # fmt: skip
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(hub, "_found", {})
+        monkeypatch.setattr(hub_client, "_PAUSES", (0.1, 0.1, 0))
+        monkeypatch.setattr(hub_client, "_PATIENCE", 3)
+        yield hub_server
+
+
+WEIGHTS = r"model\.safetensors"
+BUSY = (503, "busy", {})
+FAULTS = {
+    "the hub drops connections": (Fault(act="drop"), "cannot be reached"),
+    "the hub resets connections": (Fault(act="reset"), "Connection reset"),
+    "the hub never answers": (Fault(act="hang"), "no answer within"),
+    "the list of files never comes": (Fault("/tree/", act="hang"), "no answer within"),
+    "a login page instead of the hub": (Fault(answer=LOGIN), "login page"),
+    "a login page instead of files": (Fault("/resolve/", answer=LOGIN), "firewall and proxy"),
+    "a login page instead of weights": (Fault(WEIGHTS, True, LOGIN), "should be of size"),
+    "an answer of another kind": (Fault("/api/", answer=(200, {}, {})), "not the hub's"),
+    "forbidden": (Fault("/api/", answer=(403, "Ask your administrator", {})), "administrator"),
+    "not found": (Fault("/api/", answer=(404, "", {})), "404"),
+    "busy for good": (Fault(answer=BUSY), "it answers 503"),
+    "too many requests for good": (Fault("/resolve/", answer=(429, "", {})), "it answers 429"),
+    "weights reset": (Fault(WEIGHTS, True, act="reset"), "cannot be reached"),
+    "weights that never come": (Fault(WEIGHTS, True, act="hang"), "no answer within"),
+    "weights forbidden": (Fault(WEIGHTS, True, (403, "by policy", {})), "by policy"),
+}

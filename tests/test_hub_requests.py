@@ -8,83 +8,15 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
-from conftest import ONE_THREAD, ROOT, cheap_study, tiny_gpt2
-from hub_server import LOGIN, Fault, running
-from safetensors.torch import save_file
+from hub_server import BUSY, FAULTS, MODEL_FILES, NEW, OLD, WEIGHTS, Fault
 
-from prunegpt_utils import corpora, hub, hub_client, modeling
+from prunegpt_utils import corpora, hub, modeling
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.runs import expansion, optional_models
 
-OLD, NEW = "a" * 40, "b" * 40
-MODEL_FILES = {
-    "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-}  # fmt: skip
-ROWS = [f"The row of number {n} is a text of its own." for n in range(60)]
-
-
-def model_folder(folder, seed=0, shards=False):
-    """A tiny model with all that repositories hold beside what is needed."""
-    model = tiny_gpt2(seed, vocabulary=2048, block=64)
-    model.save_pretrained(folder, **({"max_shard_size": "20KB"} if shards else {}))
-    modeling.load_tokenizer("pydocs-base").save_pretrained(folder)
-    save_file({"x": model.lm_head.weight.clone()}, folder / "model.fp16.safetensors")
-    for name in ("pytorch_model.bin", "flax_model.msgpack", "README.md", "onnx/config.json"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(f"not needed: {name}")
-    return folder
-
-
-def data_folder(folder):
-    """Two configurations, the train split of each in two parts."""
-    configs = []
-    for name in ("small", "large"):
-        (folder / name).mkdir(parents=True)
-        parts = {"train-00000-of-00002": ROWS[:20], "train-00001-of-00002": ROWS[20:40]}
-        parts |= {"validation-00000-of-00001": ROWS[40:50], "test-00000-of-00001": ROWS[50:]}
-        for part, rows in parts.items():
-            pd.DataFrame({"text": rows}).to_parquet(folder / name / f"{part}.parquet")
-        files = [{"split": s, "path": f"{name}/{s}-*"} for s in corpora.SPLITS]
-        configs.append({"config_name": name, "data_files": files})
-    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def repositories(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("repositories")
-    return {
-        "models/me/model": {
-            OLD: model_folder(folder / "model"),
-            NEW: model_folder(folder / "newer", 1),
-        },
-        "models/me/sharded": {OLD: model_folder(folder / "sharded", shards=True)},
-        "models/openai-community/gpt2": {hub.REVISIONS["gpt2"]: folder / "model"},
-        "models/openai-community/gpt2-xl": {OLD: folder / "newer"},
-        "datasets/me/text": {OLD: data_folder(folder / "text")},
-    }
-
-
-@pytest.fixture
-def server(repositories, tmp_path, monkeypatch):
-    """A running hub which this process takes for the real one, with an empty cache."""
-    from huggingface_hub import constants
-
-    moved = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-xl")}
-    with running(dict(repositories), moved=moved) as hub_server:
-        url = hub_server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        for name, value in {
-            "ENDPOINT": hub_server.url, "HUGGINGFACE_CO_URL_TEMPLATE": url, "HF_HUB_OFFLINE": False,
-            "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_TOKEN_PATH": str(tmp_path / "token"),
-        }.items():  # fmt: skip
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr(hub, "_found", {})
-        monkeypatch.setattr(hub_client, "_PAUSES", (0.1, 0.1, 0))
-        monkeypatch.setattr(hub_client, "_PATIENCE", 1)
-        yield hub_server
+pytest_plugins = ["hub_server"]
 
 
 def another_process():
@@ -231,27 +163,6 @@ def test_a_cache_that_the_command_line_filled_is_found(server, tmp_path):
     assert hub.locate("gpt2").name == hub.REVISIONS["gpt2"]
 
 
-WEIGHTS = r"model\.safetensors"
-BUSY = (503, "busy", {})
-FAULTS = {
-    "the hub drops connections": (Fault(act="drop"), "cannot be reached"),
-    "the hub resets connections": (Fault(act="reset"), "Connection reset"),
-    "the hub never answers": (Fault(act="hang"), "no answer within"),
-    "the list of files never comes": (Fault("/tree/", act="hang"), "no answer within"),
-    "a login page instead of the hub": (Fault(answer=LOGIN), "login page"),
-    "a login page instead of files": (Fault("/resolve/", answer=LOGIN), "firewall and proxy"),
-    "a login page instead of weights": (Fault(WEIGHTS, True, LOGIN), "should be of size"),
-    "an answer of another kind": (Fault("/api/", answer=(200, {}, {})), "not the hub's"),
-    "forbidden": (Fault("/api/", answer=(403, "Ask your administrator", {})), "administrator"),
-    "not found": (Fault("/api/", answer=(404, "", {})), "404"),
-    "busy for good": (Fault(answer=BUSY), "it answers 503"),
-    "too many requests for good": (Fault("/resolve/", answer=(429, "", {})), "it answers 429"),
-    "weights reset": (Fault(WEIGHTS, True, act="reset"), "cannot be reached"),
-    "weights that never come": (Fault(WEIGHTS, True, act="hang"), "no answer within"),
-    "weights forbidden": (Fault(WEIGHTS, True, (403, "by policy", {})), "by policy"),
-}
-
-
 @pytest.mark.parametrize("what", FAULTS)
 def test_every_fault_is_one_line_and_the_next_start_goes_on(server, what):
     server.fault, said = FAULTS[what]
@@ -343,90 +254,15 @@ def test_optional_models_are_decided_once(server, repositories, runs_folder):
     assert "delete it" in refusal(expansion.plan, "mine")
 
 
-def study_on(server, tmp_path, runs_folder, model="me/model", data="me/text:small"):
-    """(folder, function that starts it) of a study of one short run with a model of the hub."""
-    folder = cheap_study(runs_folder)
-    content = yaml.safe_load((folder / "study.yaml").read_text())
-    content["parameters"] |= {"model": model, "data": data}
-    content["notebooks"] = {"01_baselines": {"dense": {"steps": 2}}}
-    (folder / "study.yaml").write_text(yaml.safe_dump(content))
-    environment = os.environ | ONE_THREAD | {
-        "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
-        "PRUNEGPT_RUNS": str(runs_folder),
-    }  # fmt: skip
-    command = [sys.executable, "-m", "prunegpt_utils", "study", "cheap", "", "--cores", "1"]
+def test_verify_gpt2_downloads_no_weights_unasked(server, capsys):
+    from benchmarks import verify_gpt2
 
-    def start(**more):
-        return subprocess.run(
-            command, cwd=ROOT, env=environment | more, capture_output=True, text=True, check=False
-        )
-
-    return folder, start
-
-
-@pytest.mark.system
-@pytest.mark.parametrize("what", FAULTS)
-def test_a_study_is_refused_in_one_line_and_finishes_after(server, tmp_path, runs_folder, what):
-    folder, start = study_on(server, tmp_path, runs_folder)
-    server.fault, said = FAULTS[what]
-    done = start()
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 1 and len(errors) == 1 and said in errors[0]
-    assert "Traceback" not in done.stderr
-    server.fault = None
-    done = start()
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    record = json.loads((folder / "records" / "dense-seed0.json").read_text())
-    assert record["model"]["revision"] == record["data"]["revision"] == OLD
-    assert record["environment"]["hub"] == {"me/model": OLD, "me/text": OLD}
-
-
-@pytest.mark.system
-def test_a_study_whose_network_goes_after_the_start_finishes(server, tmp_path, runs_folder):
-    folder, start = study_on(server, tmp_path, runs_folder)
-    hub.locate("me/model")
-    shutil.copytree(tmp_path / "hub", tmp_path / "home" / "hub")
-    corpora.load_text("me/text:small", tmp_path)
-    shutil.copytree(tmp_path / "hub", tmp_path / "home" / "hub", dirs_exist_ok=True)
-    server.stop()
-    done = start()
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert (folder / "records" / "dense-seed0.json").exists()
-
-
-@pytest.mark.system
-def test_an_untrusted_certificate(server, tmp_path):
-    import ssl
-
-    name, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-keyout",
-        key,
-        "-out",
-        name,
-    ]
-    if not shutil.which("openssl"):
-        pytest.skip("there is no openssl to make a certificate with")
-    subprocess.run([*command, *subject], check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(name, key)
-    server.servers[0].socket = context.wrap_socket(server.servers[0].socket, server_side=True)
-    port = server.servers[0].server_port
-    code = "from prunegpt_utils import hub; print(hub.locate('me/model').name)"
-    environment = os.environ | {
-        "HF_ENDPOINT": f"https://localhost:{port}", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
-    }  # fmt: skip
-    for trusted in (False, True):
-        done = subprocess.run(
-            [sys.executable, "-c", code], text=True, capture_output=True, check=False,
-            env=environment | ({"SSL_CERT_FILE": str(name)} if trusted else {}),
-        )  # fmt: skip
-        assert (OLD in done.stdout) == trusted
-        assert trusted or "SSL_CERT_FILE names a file" in done.stderr.splitlines()[-1]
+    assert list(verify_gpt2._unasked()) == ["gpt2"]
+    said = capsys.readouterr().out
+    assert 'gpt2-xl      left out: MODELS="gpt2-xl" downloads 0.0 GB' in said  # tiny ones, here
+    assert (
+        'gpt2-medium  left out: MODELS="gpt2-medium" downloads it where there is a network' in said
+    )
+    assert server.paths(cdn=True) == []
+    sizes = [p.stat().st_size for p in hub.locate("me/model").iterdir()]
+    assert hub.download_bytes("me/model") == sum(sizes)
