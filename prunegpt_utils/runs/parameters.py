@@ -223,7 +223,7 @@ def read(namespace: dict) -> dict:
 
 
 def assigned(source: str) -> dict[str, Any]:
-    """What the top level of `source` assigns, in order; of what is no constant the value is None."""
+    """What the top level of `source` assigns, in order; None for what is no constant."""
     found: dict = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign | ast.AnnAssign):
