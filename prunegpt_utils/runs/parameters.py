@@ -223,14 +223,11 @@ def read(namespace: dict) -> dict:
 
 
 def assigned(source: str) -> dict[str, Any]:
-    """What the top level of `source` assigns, in order; of what is no literal the value is None."""
+    """What the top level of `source` assigns, in order; None for what is no constant."""
     found: dict = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            try:
-                value = ast.literal_eval(node.value)
-            except ValueError:
-                value = None
+            value = node.value.value if isinstance(node.value, ast.Constant) else None
             found |= {target.id: value for target in targets if isinstance(target, ast.Name)}
     return found

@@ -1,6 +1,7 @@
 """One JSON record a run: written in one step, validated when written and when read."""
 
 import calendar
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -105,8 +106,10 @@ def write(run: Run, **content: Any) -> dict:
 
 
 def began(record: dict) -> float:
-    """When a run began, in seconds since 1970."""
-    return calendar.timegm(time.strptime(record["started"], _TIME))
+    """When a run began, in seconds since 1970; 0 if its record says it in another way."""
+    with contextlib.suppress(ValueError):
+        return float(calendar.timegm(time.strptime(record["started"], _TIME)))
+    return 0.0
 
 
 def put(path: Path, record: dict) -> None:

@@ -46,6 +46,6 @@ def failure_reason(log: Path) -> str:
 
 
 def _errors(log):
-    error = r"[\w.]*(Error|Exception|Interrupt)\b"
+    error = r"[\w.]*(Error|Exception|Interrupt)\b|.*: (No module named|command not found)"
     lines = log.read_text("utf-8", "replace").splitlines()
     return [line.strip() for line in lines if re.match(error, line)]
