@@ -212,9 +212,12 @@ def test_sparsegpt_sees_what_the_layers_get(architecture, monkeypatch):
     if name in MIXTURES:
         pytest.skip("refused")
     seen, right, batches = [], sparsegpt.sparsify_weight, [ids[:4], ids[4:]]
-    monkeypatch.setattr(
-        sparsegpt, "sparsify_weight", lambda w, moment, *rest: seen.append(moment) or right(w, moment, *rest)
-    )  # fmt: skip
+
+    def spy(weight, moment, *rest, **options):
+        seen.append(moment)
+        return right(weight, moment, *rest, **options)
+
+    monkeypatch.setattr(sparsegpt, "sparsify_weight", spy)
     sparsegpt.sparsegpt(copy_of(model), batches, lambda scored, _: torch.ones_like(scored).bool())
     wanted = calibration.input_moments(model, batches)
     assert len(seen) == len(wanted)

@@ -178,7 +178,7 @@ def test_teacher_whose_embedding_is_padded_further(tmp_path):
 def test_teacher_without_a_tokenizer_is_refused(tmp_path):
     student = with_tokens(tmp_path / "student")
     tiny_gpt2(vocabulary=2048).save_pretrained(tmp_path / "bare")
-    with pytest.raises(ParameterError, match="teacher: 'bare' has other tokens"):
+    with pytest.raises(ParameterError, match="^teacher: "):
         modeling.check_same_vocabulary(student, modeling.load_model(tmp_path / "bare"), "bare")
 
 
