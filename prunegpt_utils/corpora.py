@@ -119,10 +119,12 @@ def package_docs(packages: Iterable[str]) -> dict[str, list[str]]:
     """Documentation of packages that are installed: {import name: a document a Python file}.
 
     A docstring that several files repeat is kept once, tests are left out, and packages that are no
-    folder with an `__init__.py` are missing.
+    folder with an `__init__.py` are missing. ParameterError if one is not installed.
     """
     seen, documents = set(), {}
     for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ParameterError("packages", package, "is not installed")
         if (origin := importlib.util.find_spec(package).origin) is None:
             continue
         root = Path(origin).parent

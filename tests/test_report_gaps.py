@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 from conftest import measured, scored
 
+from prunegpt_utils import corpora
+from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.report import figure_files, frames, html, model_plots, plots, statistics, tables
 from prunegpt_utils.runs import records
 
@@ -190,3 +192,8 @@ def test_a_report_of_one_kind_of_run(runs_folder, notebook, recipe, more):
     text = html.build("odd").read_text("utf-8")
     assert "1 runs" in text and "does not hold the runs that answer the question" in text
     assert (runs_folder / "odd" / "report" / "records" / f"{recipe}-seed0.html").exists()
+
+
+def test_a_package_that_is_not_installed_is_refused():
+    with pytest.raises(ParameterError, match="packages: 'no_such_package' is not installed"):
+        corpora.package_docs(["no_such_package"])
