@@ -138,12 +138,7 @@ def _figures(folder):
 
 
 def _methods(found):
-    """What a reader needs to do it again: model, text, protocol, the parameters of each recipe.
-
-    None if there is no record.
-    """
-    if not found:
-        return None
+    """What a reader needs to do it again: model, text, protocol, the parameters of each recipe."""
     last = found[-1]
     recipes = {record["recipe"]: record for record in found}.values()
     recipes = sorted(recipes, key=lambda record: order(record["base_recipe"], record["axes"]))
