@@ -12,12 +12,14 @@ import pytest
 import torch
 import yaml
 from conftest import ONE_THREAD, ROOT, small_text, tiny_gpt2
+from test_architectures import ARCHITECTURES
 
 from prunegpt_utils import calibration, criteria, hub
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.report import frames, tables
 from prunegpt_utils.runs import records
 
+README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "bring-your-own.md"
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 SMALLER = {  # what the guide says -> what the tests run instead
@@ -205,3 +207,11 @@ def test_what_a_criterion_sees_of_the_inputs_is_what_the_guide_says():
     known = stats["transformer.h.0.mlp.c_fc.weight"].squared_inputs
     torch.testing.assert_close(known, torch.cat(seen).square().mean(0))
     assert known.shape == (layer.nx,)
+
+
+def test_the_readme_names_the_architectures_that_are_tested():
+    row = next(
+        line for line in README.read_text("utf-8").splitlines() if "| architecture |" in line
+    )
+    listed = re.findall(r"gradients and zeros: (.*?)\. Mixtures .*? counted: (.*?);", row)
+    assert sorted(", ".join(listed[0]).split(", ")) == sorted(", ".join(ARCHITECTURES).split(", "))
