@@ -32,9 +32,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def check(study: str) -> None:
     """Read a study file and check all of it. A mistake in it shows before the first run."""
-    from prunegpt_utils.runs import expansion, optional_models
+    from prunegpt_utils.runs import expansion, optional_models, paths
 
     expansion.plan(study)
+    paths.check_writable(paths.study_folder(study))
     expansion.decide(study)
     for recipe, need in expansion.missing_models(study).items():
         print(f"  left out: {recipe}, which needs {need}")

@@ -5,6 +5,7 @@ and of what it holds only the files that are needed are downloaded.
 """
 
 import glob
+import os
 import re
 from pathlib import Path
 
@@ -70,10 +71,11 @@ def locate(name: str | Path, parameter: str = "model") -> Path:
     """
     if name == BASE.name:
         return BASE
-    if Path(name).is_dir():
-        if not Path(name, "config.json").exists():
+    folder = Path(os.path.expanduser(name))  # noqa: PTH111  (Path's own can fail)
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
             raise ParameterError(parameter, str(name), "must hold a config.json and safetensors")
-        return Path(name)
+        return folder
     if not _HUB_ID.fullmatch(str(name)):
         allowed = f"must be {BASE.name}, a folder, or a hub id; there is no such folder"
         raise ParameterError(parameter, str(name), allowed)

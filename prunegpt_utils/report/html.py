@@ -1,6 +1,7 @@
 """The report of a study: an index, and a page for each record and notebook."""
 
 import base64
+import contextlib
 import re
 import shutil
 from pathlib import Path
@@ -8,11 +9,12 @@ from pathlib import Path
 import mistune
 import pandas as pd
 
+from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.files import atomic_path
 from prunegpt_utils.report import frames, samples, tables
 from prunegpt_utils.report.methods import method_label, order
 from prunegpt_utils.report.pages import notebook_html, render
-from prunegpt_utils.runs import paths, records, schema, study_files
+from prunegpt_utils.runs import paths, records, study_files
 from prunegpt_utils.runs.expansion import context
 
 _FIRST = ("perplexity", "bytes", "one-shot", "layers", "training")  # figures, in this order
@@ -177,9 +179,11 @@ def _list_studies(folder):
     """Write the page that leads to every report below a folder."""
     known = []
     for index in sorted(folder.glob("*/report/index.html")):
-        copies = [records.load(path) for path in sorted(index.parent.glob("records/*.json"))]
-        # a report may be of a time when records had another form: its numbers are on its own pages
-        found = [copy for copy in copies if copy.get("schema") == schema.SCHEMA]
+        copies, found = sorted(index.parent.glob("records/*.json")), []
+        for path in copies:
+            # of a time when records had another form, or damaged: its numbers are on its own pages
+            with contextlib.suppress(ParameterError):
+                found.append(records.read(path))
         answer = _bullets(tables.answer(frames.frame(found))) if found else ""
         known.append({"name": index.parts[-3], "records": len(copies), "answer": answer})
     first = f"{known[0]['name']}/report/"

@@ -70,7 +70,8 @@ def download(study: str) -> None:
         ParameterError: a model or text that is not to be had.
     """
     content, planned = study_files.load(study), expansion.plan(study)
-    for p in [planned[name].parameters for name in status.unfinished(study)]:
+    todo = status.unfinished(study) | staleness.outdated(study)
+    for p in [planned[name].parameters for name in todo]:
         for ref in ("model", "init_from", "teacher"):
             if p.get(ref) and expansion.resolve(content, ref, p) is None:
                 hub.locate(p[ref], ref)
