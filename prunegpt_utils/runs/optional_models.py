@@ -22,7 +22,7 @@ def decided(study: str) -> dict[str, str | None]:
     path = _path(study)
     try:
         found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError:
         found = None
