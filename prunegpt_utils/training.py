@@ -20,6 +20,7 @@ from prunegpt_utils.calibration import calibration_batches
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.distributed import exclusive, make_accelerator
 from prunegpt_utils.evaluation import token_nll
+from prunegpt_utils.flops import training_flops
 from prunegpt_utils.forward import autocast
 from prunegpt_utils.losses import batch_loss
 from prunegpt_utils.modeling import prunable_weights
@@ -57,7 +58,8 @@ def train(
         compiled: let torch.compile make the blocks faster, which takes it a minute or more.
 
     Returns:
-        dict: "history", one row an evaluation; "steps", "tokens", "seconds", "best_step".
+        dict: "history", one row an evaluation; "steps", "tokens", "seconds", "best_step"; "flops",
+            see `flops.training_flops`.
 
     Raises:
         ParameterError: a checkpoint is damaged, or the processes cannot share a batch evenly.
@@ -76,7 +78,7 @@ def train(
                 model.base_model.compile(dynamic=False)
             cached = _teacher_states(windows, config, teacher, cache, accelerator)
             trainer.loop(validation, cached, save_every, label)
-            trainer.finish(identity)
+            trainer.finish(identity, cached)
         accelerator.wait_for_everyone()
     return checkpoints.load_finished(model, folder)
 
@@ -99,6 +101,7 @@ class Trainer:
         """Arguments as for `train`; `folder` is that of this training."""
         self.model, self.windows, self.config, self.folder = model, windows, config, folder
         self.accelerator, self.block_size = accelerator, windows.shape[1] - 1
+        self.teacher = teacher
         self.wrapped_model = accelerator.prepare(_Objective(model, config, teacher))
         self.optimizer = _optimizer(model, config)
         batches = calibration_batches(windows, config.batch, config.seed)
@@ -166,11 +169,14 @@ class Trainer:
         self.pruner.after_optimizer()
         self.state.step += 1
 
-    def finish(self, identity: dict) -> None:
-        """Write the outcome; a run of no steps prunes here."""
+    def finish(self, identity: dict, cached: torch.Tensor | None) -> None:
+        """Write the outcome; a run of no steps prunes here. `cached` as for `loop`."""
         self.pruner.before_step(self.state.step)
         tokens = self.state.step * self.config.windows_per_step * self.block_size
-        self._on_main_process(self.state.finish, self.folder, identity, tokens)
+        teacher = self.teacher if self.config.alpha else None
+        read_once = None if cached is None else self.windows[:, 1:].numel()
+        cost = training_flops(self.model, tokens, self.block_size, teacher, read_once)
+        self._on_main_process(self.state.finish, self.folder, identity, tokens, cost)
 
     def _validation_nll(self, validation):
         spans = rolling_windows(len(validation), self.block_size, self.block_size)

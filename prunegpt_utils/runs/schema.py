@@ -76,6 +76,7 @@ class _Training(_Part):
     tokens: int
     seconds: float
     best_step: int | None = None
+    flops: dict[str, int] | None = None  # of the student, and of the teacher as it read for it
     history: list[dict] | None = None
 
 

@@ -1,0 +1,69 @@
+"""The formula for operations against torch's counter of what really ran."""
+
+import pytest
+import torch
+from conftest import tiny_gpt2
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from prunegpt_utils import flops, forward, masks
+from prunegpt_utils.config import TrainConfig
+from prunegpt_utils.losses import batch_loss
+
+BLOCK, BATCH = 24, 3
+
+
+def tiny_llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, intermediate_size=40, attn_implementation="eager", use_cache=False,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def known(model):
+    forward.lm_head(model)  # looked at once, which is no part of a step
+    return model
+
+
+def counted(act):
+    with FlopCounterMode(display=False) as counter:
+        act()
+    return counter.get_total_flops()
+
+
+@pytest.fixture(params=[tiny_gpt2, tiny_llama], ids=["GPT-2", "Llama"])
+def model(request):
+    return known(request.param())
+
+
+@pytest.fixture
+def rows():
+    return torch.randint(0, 97, (BATCH, BLOCK + 1), generator=torch.Generator().manual_seed(1))
+
+
+def test_a_step_costs_what_it_costs(model, rows):
+    found = flops.training_flops(model, rows[:, 1:].numel(), BLOCK)
+    step = counted(lambda: batch_loss(model, rows, TrainConfig(1, 1e-3)).backward())
+    assert found == {"student": step, "teacher": 0}
+
+
+def test_zeros_save_nothing(model, rows):
+    before = flops.training_flops(model, 72, BLOCK)
+    masks.prune(model, "magnitude", 0.9, "global")
+    assert flops.training_flops(model, 72, BLOCK) == before
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_teacher_reads_and_makes_logits(model, rows, cached):
+    teacher, config = known(tiny_gpt2(1)), TrainConfig(1, 1e-3, alpha=0.5, temperature=2.0)
+    tokens = rows[:, 1:].numel()
+    with torch.no_grad():
+        hidden = forward.last_hidden_states(teacher, rows[:, :-1]) if cached else None
+    alone = TrainConfig(1, 1e-3)
+    both = counted(lambda: batch_loss(model, rows, config, teacher, hidden).backward())
+    both -= counted(lambda: batch_loss(model, rows, alone).backward())
+    found = flops.training_flops(model, tokens, BLOCK, teacher, 0 if cached else None)
+    assert found["teacher"] == both
