@@ -7,8 +7,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from prunegpt_utils.errors import ParameterError, one_line
+from prunegpt_utils.smollm2 import SMOLLM2, locate_smollm2
 
 BASE = Path(__file__).parent / "pydocs-base"  # the embedded pretrained model
+WITHOUT_A_HUB = {BASE.name: lambda: BASE, SMOLLM2.name: locate_smollm2}  # name -> its folder
 _WEIGHTS = "*.safetensors"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -63,27 +65,28 @@ def locate(name: str | Path, parameter: str = "model") -> Path:
     """Folder of a model: in the package, on disk, in the hub's cache, or downloaded from it.
 
     Args:
-        name: `pydocs-base`, a folder written by `save_pretrained`, or a hub id.
+        name: `pydocs-base`, `smollm2-135m`, a folder written by `save_pretrained`, or a hub id.
         parameter: name of the notebook parameter that asks, for the error.
 
     Raises:
         ParameterError: nothing by that name.
     """
-    if name == BASE.name:
-        return BASE
+    if name in WITHOUT_A_HUB:
+        return WITHOUT_A_HUB[str(name)]()
     if Path(name).is_dir():
         if not Path(name, "config.json").exists():
             raise ParameterError(parameter, str(name), "must hold a config.json and safetensors")
         return Path(name)
     if not _HUB_ID.fullmatch(str(name)):
-        allowed = f"must be {BASE.name}, a folder, or a hub id; there is no such folder"
+        known = ", ".join(WITHOUT_A_HUB)
+        allowed = f"must be {known}, a folder, or a hub id; there is no such folder"
         raise ParameterError(parameter, str(name), allowed)
     return fetch(str(name), "model", parameter, _WEIGHTS, ["*.json", "*.txt", _WEIGHTS])
 
 
 def is_available(name: str) -> bool:
     """Whether `locate(name)` would find weights: here, in the hub's cache or on the hub."""
-    if name == BASE.name or Path(name).is_dir():
+    if name in WITHOUT_A_HUB or Path(name).is_dir():
         return True
     return any(any(folder.glob(_WEIGHTS)) for folder in _cached(name, "model")) or _reachable()
 

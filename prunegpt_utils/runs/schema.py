@@ -47,6 +47,7 @@ class _Point(_Part):  # one cut without retraining
 class _Model(_Part):
     name: str
     revision: str | None = None
+    origin: dict[str, str] | None = None  # of weights that were converted: what from, which files
     parameters: int
     prunable: int
 
