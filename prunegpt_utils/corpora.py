@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import itertools
 import json
+import os
 import re
 import sys
 import sysconfig
@@ -73,6 +74,32 @@ def load_text(name: str, cache: str | Path) -> Corpus:
         if not any(document.strip() for document in splits[split]):
             raise ParameterError("data", name, f"has no text in its {split} split")
     return corpus_of(path.stem.replace(":", "-"), splits, revision)
+
+
+def load_test(name: str, cache: str | Path) -> Corpus:
+    """The test split alone, of a text that is only scored; the other two are empty.
+
+    Args:
+        name: `pydocs` or a data set of the hub, see `load_text`. Where the environment variable
+            PRUNEGPT_TEXTS names a folder, a file or folder in it that is called like the last part
+            of the name (`wikitext-2-raw-v1`) is read instead; of a folder, its test files.
+        cache: as for `load_text`.
+
+    Raises:
+        ParameterError: as `load_text`, or there are no test files.
+    """
+    last, copies = re.split("[/:]", name)[-1], os.environ.get("PRUNEGPT_TEXTS")
+    copy, revision = Path(copies or "", last).expanduser(), None
+    if copies and copy.exists():
+        files = [copy] if copy.is_file() else sorted(copy.glob("test*"))
+        parts = [_read_file(name, file) for file in files if file.suffix in _FORMATS]
+        documents = list(itertools.chain(*parts))
+    else:
+        whole = load_text(name, cache)
+        documents, revision = whole.splits["test"], whole.revision
+    if not any(document.strip() for document in documents):
+        raise ParameterError("also_score", name, f"has no text in test files in {copy}")
+    return corpus_of(last, {"train": [], "validation": [], "test": documents}, revision)
 
 
 def corpus_of(name: str, splits: dict[str, list[str]], revision: str | None = None) -> Corpus:

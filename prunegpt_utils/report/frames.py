@@ -10,7 +10,7 @@ from prunegpt_utils.report.methods import method_label, order
 from prunegpt_utils.runs.expansion import variant_name
 
 # notebooks whose records are not about how good one pruned model is
-_OTHER_NOTEBOOKS = ("00_pretraining", "04_size_and_speed", "06_criteria")
+_OTHER_NOTEBOOKS = ("00_pretraining", "04_size_and_speed", "06_criteria", "12_one_shot")
 _COLUMNS = (
     "run", "recipe", "base_recipe", "axes", "label", "seed", "sparsity", "scope", "criterion",
     "model_sparsity", "perplexity", "test", "tokens", "seconds",
