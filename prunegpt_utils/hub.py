@@ -78,8 +78,7 @@ def locate(name: str | Path, parameter: str = "model") -> Path:
             raise ParameterError(parameter, str(name), "must hold a config.json and safetensors")
         return Path(name)
     if not _HUB_ID.fullmatch(str(name)):
-        known = ", ".join(WITHOUT_A_HUB)
-        allowed = f"must be {known}, a folder, or a hub id; there is no such folder"
+        allowed = f"must be {BASE.name}, a folder, or a hub id; there is no such folder"
         raise ParameterError(parameter, str(name), allowed)
     return fetch(str(name), "model", parameter, _WEIGHTS, ["*.json", "*.txt", _WEIGHTS])
 

