@@ -72,8 +72,8 @@ pretraining: $(STAMP)  ## make the embedded base model again (about an hour of t
 	@$(BIN)/pip install --quiet -c constraints.txt -e '.[pretraining]'
 	@$(MAKE) --no-print-directory notebooks NOTEBOOKS=00_pretraining
 
-verify-gpt2: $(STAMP)  ## measure the real GPT-2 against the values others report (needs its weights)
-	@$(BIN)/python benchmarks/verify_gpt2.py
+verify-gpt2: $(STAMP)  ## measure the real GPT-2 against the values others report [MODELS="gpt2-xl"]
+	@$(BIN)/python benchmarks/verify_gpt2.py $(MODELS)
 
 bench: $(STAMP)  ## measure the speed beside other tools, on an idle machine; rewrites the table of it
 	@for name in $(BENCHMARKS); do echo "$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done

@@ -13,8 +13,9 @@ from benchmarks.side_by_side import SIZES, gpt2, options, random_ids, ratio, row
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.distributed import choose_precision
 from prunegpt_utils.efficiency import time_in_turns
+from prunegpt_utils.forward import lm_head
 from prunegpt_utils.losses import batch_loss
-from prunegpt_utils.modeling import count_parameters, frozen_copy, lm_head_weight
+from prunegpt_utils.modeling import count_parameters, frozen_copy
 from prunegpt_utils.teacher_cache import cached_hidden_states
 
 TOLERANCE = {"float32": 1e-5, "bf16": 1e-2}  # of loss and gradients, relative to the largest
@@ -55,7 +56,7 @@ def measure(size, turns, goals):
 
     acts = {"without": step, "live": lambda: step(teacher), "cached": lambda: step(teacher, cached)}
     seconds = time_in_turns(acts, turns)
-    tokens, head = batch * block, lm_head_weight(model).numel()
+    tokens, head = batch * block, lm_head(model).numel()
     weights = count_parameters(model)["prunable"] + head
     evidence = {
         "seconds": seconds, "largest_relative_difference": gap,

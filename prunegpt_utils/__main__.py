@@ -1,8 +1,10 @@
 """Small commands for the Makefile and the Snakefile: `python -m prunegpt_utils --help`."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from prunegpt_utils.errors import ParameterError
 
@@ -22,17 +24,23 @@ def main(arguments: list[str] | None = None) -> None:
         # STUDY="pydocs structured" names two
         for value in given.split() or [given] if argument == "study" else [given]:
             act(value)
-    except ParameterError as error:
+    except (ParameterError, OSError) as error:  # a disk may be full, a folder somebody else's
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells have it
 
 
 def check(study: str) -> None:
     """Read a study file and check all of it. A mistake in it shows before the first run."""
-    from prunegpt_utils.runs import expansion
+    from prunegpt_utils.runs import expansion, optional_models, paths
 
     expansion.plan(study)
+    paths.check_writable(paths.study_folder(study))
+    expansion.decide(study)
     for recipe, need in expansion.missing_models(study).items():
         print(f"  left out: {recipe}, which needs {need}")
+    for why in filter(None, optional_models.decided(study).values()):
+        print(f"            {why}")
 
 
 def line(record: str) -> None:
@@ -56,19 +64,26 @@ def failure(log: str) -> None:
 
 
 def _print_failure(run, why, path):
+    print(f"  failed: {run}: {why}\n          {_shown(path)}", flush=True)
+
+
+def _shown(path):
     from prunegpt_utils.runs.paths import ROOT
 
-    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-    print(f"  failed: {run}: {why}\n          {shown}", flush=True)
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def show_plan(study: str) -> None:
     """What a study still has to do, and how long that takes. Nothing is run."""
-    from prunegpt_utils.runs import estimate, expansion, paths
+    from prunegpt_utils.runs import estimate, expansion, paths, staleness
 
     found = estimate.estimate(study)
-    for name in found["todo"]:
-        print(f"  to do  {name}")
+    for name, why in found["todo"].items():
+        print(f"  to do  {name}" + (f", again: {why}" if why else ""))
+    for recipe, need in expansion.missing_models(study).items():
+        print(f"  without {recipe}, which needs {need}: `make study` looks for it once more")
+    for note in staleness.other_versions(study):
+        print(f"  note   {note}")
     print(f"{study}: {len(found['done'])} runs done, {len(found['todo'])} to do")
     known = len(found["todo"]) - len(found["unknown"])
     if known:
@@ -85,7 +100,7 @@ def show_plan(study: str) -> None:
 
 def show_status(study: str) -> None:
     """What is done, what runs, what failed. Also how far it is, and why it failed."""
-    from prunegpt_utils.runs import expansion, status
+    from prunegpt_utils.runs import expansion, staleness, status
 
     total, busy = len(expansion.plan(study)), status.running(study)
     print(f"{study}: {total - len(status.unfinished(study))} of {total} runs done")
@@ -93,6 +108,8 @@ def show_status(study: str) -> None:
         print(f"  running  {progress}")
     for name, reason in status.failed(study, busy).items():
         print(f"  not done {name}: {reason}")
+    for name, reason in staleness.outdated(study).items():
+        print(f"  out of date {name}: {reason}")
 
 
 def check_results(study: str) -> None:
@@ -111,14 +128,14 @@ def check_results(study: str) -> None:
 def study_and_run(name: str) -> tuple[str, str]:
     """The two parts of `pydocs/dense-seed0`."""
     study, _, run = name.partition("/")
-    if not run:
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise ParameterError("RUN", name, "must be a study and a run, such as pydocs/dense-seed0")
     return study, run
 
 
 def rerun(name: str) -> None:
     """Make a recorded run, as study/run, once more and compare."""
-    from prunegpt_utils.runs import validation
+    from prunegpt_utils.runs import staleness, validation
 
     old, new = validation.rerun(*study_and_run(name))
     equal = True
@@ -126,9 +143,12 @@ def rerun(name: str) -> None:
         before, now = (float(record["metrics"][split]["nll"]) for record in (old, new))
         equal &= before == now
         print(f"  {split:<11} nll {before:.6f} then, {now:.6f} now, {now - before:+.6f}")
-    for key, value in old["environment"].items():
-        if new["environment"].get(key) != value:
-            print(f"  {key}: {value} then, {new['environment'].get(key)} now")
+    for key, now in new["environment"].items():
+        then = old["environment"].get(key, "not recorded")
+        if then != now:
+            print(f"  {key}: {then} then, {now} now")
+    if changes := staleness.code_changes(old.get("code"), new.get("code")):
+        print(f"  {changes} since")
     print(f"{name}: {'equal to the last bit' if equal else 'not equal'}")
     if not equal:
         sys.exit(1)
@@ -151,12 +171,14 @@ def override(arguments: list[str]) -> None:
 
 def study(arguments: list[str], resume: bool = False) -> None:
     """Run studies: names, GPUs, options of Snakemake."""
-    from prunegpt_utils.runs import paths, scheduler
+    from prunegpt_utils.runs import execution, paths, scheduler
 
     listed, gpus, *options = arguments
     names, bad = listed.split() or [listed], False
     for name in names:
         check(name)
+        execution.download(name)
+        _announce(name)
     for name, code in scheduler.run(names, options, gpus or 0, resume):
         left = scheduler.unfinished(name)
         if code >= 0 and any(paths.study_folder(name).glob("records/*.json")):
@@ -168,6 +190,17 @@ def study(arguments: list[str], resume: bool = False) -> None:
         sys.exit(1)
 
 
+def _announce(study):
+    """Say which runs that are done are made again, and why; and what was made elsewhere."""
+    from prunegpt_utils.runs import staleness
+
+    for name, why in staleness.outdated(study).items():
+        print(f"  again: {name}: {why}")
+    for note in staleness.other_versions(study):
+        print(f"  note: {note}")
+    sys.stdout.flush()
+
+
 def resume(arguments: list[str]) -> None:
     """The same, after a crash. What a killed start left behind is taken over."""
     study(arguments, resume=True)
@@ -175,7 +208,7 @@ def resume(arguments: list[str]) -> None:
 
 def summary(study: str, left: dict[str, str], code: int) -> None:
     """What a study that did not end well has and has not."""
-    from prunegpt_utils.runs import expansion, paths
+    from prunegpt_utils.runs import expansion, paths, scheduler
 
     folder, failed = paths.study_folder(study), {run: why for run, why in left.items() if why}
     for run, why in failed.items():
@@ -183,6 +216,9 @@ def summary(study: str, left: dict[str, str], code: int) -> None:
     others = [run for run, why in left.items() if not why]
     if others:
         print(f"  not made: {', '.join(others)}")
+    why, log = scheduler.complaint(study)
+    if code > 0 and left and not failed and why:
+        print(f"  failed: {why}\n          {_shown(log)}")
     total = len(expansion.plan(study))
     print(f"{study}: {total - len(left)} of {total} runs done, {len(failed)} failed", end="")
     print(f"; `make resume STUDY={study}` goes on" if left or code < 0 else "; see above")
@@ -195,7 +231,10 @@ def finish(study: str) -> None:
 
     folder = paths.study_folder(study)
     print(tables.plain(frames.frame(records.read_study(study)[0], **expansion.context(study))))
-    print(f"\nfigure  {folder}/figures/perplexity.png\nreport  {folder}/report/index.html")
+    print()
+    for kind, name in (("figure", "figures/perplexity.png"), ("report", "report/index.html")):
+        if (folder / name).exists():
+            print(f"{kind}  {folder / name}")
 
 
 def build(study: str) -> None:
@@ -245,4 +284,7 @@ COMMANDS: dict[str, tuple] = {
 }  # fmt: skip
 
 if __name__ == "__main__":
+    streams: list[Any] = [sys.stdout, sys.stderr]
+    for stream in streams:
+        stream.reconfigure(errors="replace")  # a terminal may know only ASCII
     main()

@@ -7,6 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from prunegpt_utils import modeling
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.forward import eval_mode, last_hidden_states
 from prunegpt_utils.tokenization import batch_indices
 
 
@@ -51,7 +53,7 @@ def calibrate(
         loss: function of a batch, a scalar with gradient.  seed: of the random scores.
     """
     stats = blank_stats(model, seed)
-    with modeling.eval_mode(model):  # dropout would make other statistics of every draw
+    with eval_mode(model):  # dropout would make other statistics of every draw
         if needs == "gradients":
             _measure_gradients(model, stats, batches, loss)
         if needs == "inputs":
@@ -77,11 +79,13 @@ def blank_stats(model: PreTrainedModel, seed: int) -> dict[str, CalibrationStats
 
 
 def _measure_gradients(model, stats, batches, loss):
-    pairs = [(stats[name], weight) for name, weight in modeling.prunable_weights(model).items()]
+    weights = modeling.prunable_weights(model)
+    pairs = [(stats[name], weight) for name, weight in weights.items()]
     for known, weight in pairs:
         known.gradient, known.squared_gradient = torch.zeros_like(weight), torch.zeros_like(weight)
     for rows in batches:
         loss(rows).backward()
+        _refuse_if_any(name for name, weight in weights.items() if weight.grad is None)
         for known, weight in pairs:
             known.gradient += weight.grad
             known.squared_gradient += weight.grad.square()
@@ -89,6 +93,13 @@ def _measure_gradients(model, stats, batches, loss):
     for known, _ in pairs:
         known.gradient /= len(batches)
         known.squared_gradient /= len(batches)
+
+
+def _refuse_if_any(missing):
+    """A ParameterError for layers that calibration text does not reach."""
+    for name in missing:
+        allowed = "is never called with calibration text; choose a criterion that needs none"
+        raise ParameterError("criterion", name, allowed)
 
 
 def _products(x):
@@ -106,7 +117,7 @@ def input_moments(
     """
     with Moments(modeling.prunable_layers(model), moment) as moments:
         for rows in batches:
-            modeling.last_hidden_states(model, rows[:, :-1].to(model.device))
+            last_hidden_states(model, rows[:, :-1].to(model.device))
     return moments.means()
 
 
@@ -144,12 +155,17 @@ class Moments:
         self.sums[name] = self.last[-1]
 
     def shared_means(self) -> list[tuple[torch.Tensor, list[str]]]:
-        """[(mean over the inputs, E[x x^T] by default; names of the layers that had those)]."""
+        """[(mean over the inputs, E[x x^T] by default; names of the layers that had those)].
+
+        Raises:
+            ParameterError: a layer got none.
+        """
+        _refuse_if_any(name for name in self.modules if not self.sums.get(name, (0, 0))[1])
         groups = {}
         for name, found in self.sums.items():
             groups.setdefault(id(found), (found, []))[1].append(name)
         return [(total / count, names) for (total, count), names in groups.values()]
 
     def means(self) -> dict[str, torch.Tensor]:
-        """{name: mean over the inputs}; layers with the same inputs have the same tensor."""
+        """{name: mean over the inputs}; see `shared_means`, layers it names together share one."""
         return {name: mean for mean, names in self.shared_means() for name in names}

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from prunegpt_utils.config import TrainConfig
+from prunegpt_utils.criteria import CRITERIA, OWN, magnitude
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.files import atomic_path
+from prunegpt_utils.files import apply_umask, atomic_path
 from prunegpt_utils.modeling import digest, fingerprint
+from prunegpt_utils.provenance import module_hashes
 from prunegpt_utils.pruner import Pruner
 
 
@@ -22,10 +24,19 @@ def training_identity(
     model: PreTrainedModel, windows: torch.Tensor, validation: torch.Tensor, config: TrainConfig,
     teacher: PreTrainedModel | None,
 ) -> dict:  # fmt: skip
-    """All that the outcome of a training depends on; arguments as for `training.train`."""
+    """All that the outcome of a training depends on; arguments as for `training.train`.
+
+    Of the code, these are the modules that the training uses (see `provenance`) and the reader's
+    own criterion, if it prunes by one; not what reads the text, which counts as it came out.
+    """
+    code = module_hashes("from prunegpt_utils.training import train", without=["corpora"])
+    score = config.pruning and CRITERIA[config.pruning.criterion].score
+    if getattr(score, "__module__", magnitude.__module__) != magnitude.__module__:
+        code |= OWN
     return asdict(config) | {
         "block_size": windows.shape[1] - 1, "model": fingerprint(model),
         "teacher": teacher and fingerprint(teacher), "data": digest(windows, validation),
+        "code": code,
     }  # fmt: skip
 
 
@@ -117,6 +128,7 @@ class TrainState:
             "tokens": tokens, "history": self.history,
         }  # fmt: skip
         self.model.save_pretrained(folder)
+        apply_umask(folder)
         with atomic_path(folder / "training.json") as part:
             part.write_text(json.dumps({"arguments": identity, "result": result}, indent=1))
         (folder / "resume.safetensors").unlink(missing_ok=True)

@@ -77,6 +77,37 @@ class TrainConfig:
         return self.lr * lr_factor(step, self.steps, self.warmup, self.lr_schedule, rounds)
 
 
+# what a notebook without the parameter does
+_ABSENT = {
+    "epochs": 0.0, "gradient_accumulation_steps": 1, "lr_schedule": "cosine", "weight_decay": 0.0,
+    "neuron_sparsity": 0.0, "head_sparsity": 0.0, "sparsity": 0.0,
+}  # fmt: skip
+_ABSENT_IF_PRUNED = {"sparsity_start": 0.0, "lr_scaling": 0.0, "rounds": 0, "regrow_decay": 0.0}
+_TRAINING = ("model", "data", "block_size", "init_from", "seed", "batch", "steps", "lr", "warmup")
+_IF_PRUNED = ("prune_from", "prune_until", "scope", "criterion")
+
+
+def training_parameters(p: Mapping) -> dict:
+    """All that a training depends on but its teacher: {name: value}.
+
+    Runs of which this is equal differ by their teacher alone, whatever notebooks made them. What
+    says how to prune counts only if something is pruned, and steps only if epochs do not.
+
+    Args:
+        p: parameters of a notebook or record, which may lack those that it does not use.
+    """
+    known = {name: p.get(name) for name in _TRAINING} | {k: p.get(k, v) for k, v in _ABSENT.items()}
+    if known["epochs"]:
+        del known["steps"]
+    if known["sparsity"]:
+        known |= {name: p.get(name) for name in _IF_PRUNED}
+        known |= {name: p.get(name, absent) for name, absent in _ABSENT_IF_PRUNED.items()}
+        known["sparsity_start"] = min(known["sparsity_start"], known["sparsity"])
+    if known["neuron_sparsity"] or known["head_sparsity"]:
+        known["importance"] = p.get("importance")
+    return known
+
+
 def pruning_schedule(p: Mapping) -> PruningSchedule:
     """From the parameters of a notebook; the first cut takes no more than the last."""
     given = {name: p[name] for name in PruningSchedule.__dataclass_fields__ if name in p}

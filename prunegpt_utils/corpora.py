@@ -1,11 +1,10 @@
 """Text by name or path, in three splits: train, validation, test."""
 
 import ast
-import hashlib
+import functools
 import importlib.metadata
 import importlib.util
 import inspect
-import itertools
 import json
 import os
 import re
@@ -16,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError, one_line
-from prunegpt_utils.files import cached_json
+from prunegpt_utils.files import cached_json, sha256
 from prunegpt_utils.hub import fetch
+from prunegpt_utils.splits import SPLITS, read_splits, split_documents, splits_said
+from prunegpt_utils.splits import split_of as split_of
 
-SPLITS = ("train", "validation", "test")
 JOINER = "\n\n"  # between documents, as in the usual WikiText protocol
 _FORMATS = (".txt", ".jsonl", ".parquet")
-_HELD_OUT = 0.05  # share of the documents in validation, and again in test
 
 
 @dataclass
@@ -52,28 +51,28 @@ def load_text(name: str, cache: str | Path) -> Corpus:
         name: `pydocs`; or `pydocs-small`, every tenth document of each of its splits, to try
             things out; or the path of a .txt, .jsonl or .parquet file, or of a folder of them; or
             a data set of the hub, with its configuration behind a colon, such as
-            `Salesforce/wikitext:wikitext-2-raw-v1`. Splits are those of the data set, or of
-            files whose names start with train, valid and test; else documents are split by a
-            hash of their content, 90 : 5 : 5.
+            `Salesforce/wikitext:wikitext-2-raw-v1`. Splits are those that the names of files, of
+            subfolders or of the data set's splits say, see `read_splits`.
         cache: folder that keeps what is slow to collect.
 
     Raises:
-        ParameterError: unknown name, binary text, no field named text, or a split without text.
+        ParameterError: unknown name, binary text, no field named text, a row that is no text,
+            splits that are not clear, or a split without text.
     """
-    path, revision = Path(name).expanduser(), None
+    path, revision = Path(os.path.expanduser(name)), None  # noqa: PTH111  (Path's own can fail)
     if name in ("pydocs", "pydocs-small"):
         interpreter = f"{sys.implementation.name}-{sys.version.split()[0]}"
         splits = split_documents(cached_json(pydocs, Path(cache, f"pydocs-{interpreter}.json")))
         share = 10 if name == "pydocs-small" else 1
         splits = {split: documents[::share] for split, documents in splits.items()}
-    elif _HUB_NAME.fullmatch(name) and not path.exists():
+    elif _HUB_NAME.fullmatch(name) and not os.path.exists(path):  # noqa: PTH110  (same)
         splits, revision = _read_hub(name, cache)
     else:
         splits = _read_path(name, path)
     for split in SPLITS:
         if not any(document.strip() for document in splits[split]):
             raise ParameterError("data", name, f"has no text in its {split} split")
-    return corpus_of(path.stem.replace(":", "-"), splits, revision)
+    return corpus_of(path.absolute().stem.replace(":", "-"), splits, revision)
 
 
 def load_test(name: str, cache: str | Path) -> Corpus:
@@ -91,9 +90,11 @@ def load_test(name: str, cache: str | Path) -> Corpus:
     last, copies = re.split("[/:]", name)[-1], os.environ.get("PRUNEGPT_TEXTS")
     copy, revision = Path(copies or "", last).expanduser(), None
     if copies and copy.exists():
-        files = [copy] if copy.is_file() else sorted(copy.glob("test*"))
-        parts = [_read_file(name, file) for file in files if file.suffix in _FORMATS]
-        documents = list(itertools.chain(*parts))
+        named = copy.is_dir()  # one file is the text, of a folder the files of its test split
+        files = [
+            f for label, f in _text_files(copy)[0].items() if not named or split_of(label) == "test"
+        ]
+        documents = [text for file in files for text in _read_file(name, file)]
     else:
         whole = load_text(name, cache)
         documents, revision = whole.splits["test"], whole.revision
@@ -105,19 +106,6 @@ def load_test(name: str, cache: str | Path) -> Corpus:
 def corpus_of(name: str, splits: dict[str, list[str]], revision: str | None = None) -> Corpus:
     """Corpus of {split: documents}, with its hash."""
     return Corpus(name, splits, sha256(json.dumps(splits, sort_keys=True)), revision)
-
-
-def split_documents(documents: list[str]) -> dict[str, list[str]]:
-    """{split: documents}: exact duplicates dropped, each placed by a hash of its own content.
-
-    The hash keeps a document in its split when others come or go.
-    """
-    splits = {split: [] for split in SPLITS}
-    for document in dict.fromkeys(documents):
-        place = int(sha256(document)[:8], 16) / 16**8
-        held = "validation" if place < _HELD_OUT else "test"
-        splits["train" if place >= 2 * _HELD_OUT else held].append(document)
-    return splits
 
 
 def pydocs() -> list[str]:
@@ -159,10 +147,12 @@ def package_docs(packages: Iterable[str]) -> dict[str, list[str]]:
     """Documentation of packages that are installed: {import name: a document a Python file}.
 
     A docstring that several files repeat is kept once, tests are left out, and packages that are no
-    folder with an `__init__.py` are missing.
+    folder with an `__init__.py` are missing. ParameterError if one is not installed.
     """
     seen, documents = set(), {}
     for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ParameterError("packages", package, "is not installed")
         if (origin := importlib.util.find_spec(package).origin) is None:
             continue
         root = Path(origin).parent
@@ -211,75 +201,127 @@ def _ngrams(text, n):
 
 
 def _read_path(name, path):
-    files = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
-    files = [file for file in files if file.suffix in _FORMATS]
+    try:
+        files, left_out = _text_files(path) if os.path.exists(path) else ({}, [])  # noqa: PTH110
+    except OSError as error:
+        raise ParameterError("data", name, f"cannot be read: {one_line(error)}") from error
     if not files:
         kinds = ", ".join(_FORMATS)
         allowed = f"must be pydocs, a file or folder of {kinds}, or owner/name[:config]"
         raise ParameterError("data", name, allowed)
-    named, loose = {split: [] for split in SPLITS}, []
-    for file in files:
-        match = [split for split in SPLITS if file.stem.startswith(split[:5])]
-        (named[match[0]] if match else loose).extend(_read_file(name, file))
-    if any(named.values()) and not loose:
-        return named
-    return split_documents([*loose, *itertools.chain(*named.values())])
+    readers = {label: functools.partial(_read_file, name, file) for label, file in files.items()}
+    return read_splits(name, readers, left_out)
+
+
+_ABOUT = re.compile("(readme|licen[cs]e|copying|copyright|notice|citation|changelog)([^a-z]|$)")
+
+
+def _text_files(path):
+    """({name: file of text}, names of what is left out) of a file, or of a folder.
+
+    Of subfolders those are read that name a split. Notes about the text are left out.
+    """
+    if path.is_file():
+        return {path.name: path} if path.suffix.lower() in _FORMATS else {}, []
+    inside = sorted(path.iterdir())
+    below = [file for part in inside if splits_said(part.name) for file in sorted(part.rglob("*"))]
+    found, left_out = {}, []
+    for file in (*inside, *below):
+        place, kind = file.relative_to(path), file.suffix.lower()
+        if not file.is_file() or any(part.startswith(".") for part in place.parts):
+            continue
+        if kind not in _FORMATS or (kind == ".txt" and _ABOUT.match(file.stem.lower())):
+            left_out.append(str(place))
+        else:
+            found[str(place)] = file
+    return found, left_out
 
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
+def download(name: str) -> None:
+    """Get a data set of the hub onto this machine; of another text, nothing.
+
+    Raises:
+        ParameterError: there is none of that name, or the hub does not answer.
+    """
+    if _HUB_NAME.fullmatch(name) and not Path(name).expanduser().exists():
+        repository, _, configuration = name.partition(":")
+        fetch(repository, "dataset", "data", configuration)
+
+
 def _read_hub(name, cache):
     """({split: documents}, commit) of a data set of the hub, from its cache if it is there."""
     from datasets import DatasetDict, disable_progress_bars, load_dataset
+    from datasets.exceptions import DatasetsError
 
     repository, _, configuration = name.partition(":")
-    folder = fetch(repository, "dataset", "data", f"{configuration}*", None)
+    folder = fetch(repository, "dataset", "data", configuration)
     disable_progress_bars()
     # A configuration with a folder of its own needs no data card to be found.
     own_folder = configuration and (folder / configuration).is_dir()
     which = {"data_dir" if own_folder else "name": configuration or None}
     try:
         found = load_dataset(str(folder), cache_dir=str(Path(cache, "datasets")), **which)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ParameterError("data", name, f"does not load: {one_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        problem = one_line(error.__cause__ or error)
+        raise ParameterError("data", name, f"does not load: {problem}") from error
     found = found if isinstance(found, DatasetDict) else {"train": found}
-    for split, rows in found.items():
-        if "text" not in rows.column_names:
-            allowed = f"has no column named text in its {split} split, only {rows.column_names}"
-            raise ParameterError("data", name, allowed)
-    if all(split in found for split in SPLITS):
-        return {split: found[split]["text"][:] for split in SPLITS}, folder.name
-    texts = itertools.chain(*(rows["text"] for rows in found.values()))
-    return split_documents([text for text in texts if text.strip()]), folder.name
+    readers = {
+        split: functools.partial(_column, name, split, rows) for split, rows in found.items()
+    }
+    return read_splits(name, readers), folder.name
+
+
+def _column(name, split, rows):
+    """The column `text` of a split of a data set of the hub."""
+    if "text" not in rows.column_names:
+        allowed = f"has no column named text in its {split} split, only {rows.column_names}"
+        raise ParameterError("data", name, allowed)
+    texts = enumerate(rows["text"][:], 1)
+    return [_text(name, f"row {number} of its {split} split", text) for number, text in texts]
 
 
 def _read_file(name, file):
     """Documents of one file: rows of a table, or paragraphs of a text."""
     try:
-        if file.suffix == ".parquet":
-            from pyarrow.parquet import read_table
-
-            return [_text(t) for t in read_table(file, columns=["text"])["text"].to_pylist()]
-        text = file.read_text("utf-8-sig")  # a byte-order mark is not text
-        if "\0" in text:
-            raise UnicodeError
-        if file.suffix == ".jsonl":
-            return [_text(json.loads(line)["text"]) for line in text.split("\n") if line.strip()]
-    except (UnicodeError, ValueError, KeyError, TypeError, OSError) as error:
+        rows = list(_rows(file))
+    except OSError as error:
+        raise ParameterError("data", name, f"cannot be read: {one_line(error)}") from error
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # too deep is a RuntimeError
         allowed = f"must hold UTF-8 text (in a field named text); {file.name} does not"
         raise ParameterError("data", name, allowed) from error
-    return [part for part in re.split(r"\n\s*\n", text) if part.strip()]
+    return [_text(name, f"{place} of {file.name}", value) for place, value in rows]
 
 
-def _text(value):
-    """A text that can be written as UTF-8, which JSON does not promise."""
-    if not isinstance(value, str):
-        raise TypeError
-    value.encode("utf-8")
+def _rows(file):
+    """(place, value) of each document of a file, whatever the value is."""
+    if file.suffix.lower() == ".parquet":
+        from pyarrow.parquet import read_table
+
+        column = read_table(file, columns=["text"])["text"].to_pylist()
+        yield from ((f"row {number}", value) for number, value in enumerate(column, 1))
+        return
+    text = file.read_text("utf-8-sig")  # a byte-order mark is not text
+    if "\0" in text:
+        raise UnicodeError
+    if file.suffix.lower() == ".jsonl":
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield f"line {number}", json.loads(line)["text"]
+        return
+    for number, part in enumerate(re.split(r"\n\s*\n", text), 1):
+        if part.strip():
+            yield f"paragraph {number}", part
+
+
+def _text(name, place, value):
+    """`value`, if it is a text that can be written as UTF-8, which JSON does not promise."""
+    try:
+        value.encode("utf-8")
+    except (AttributeError, UnicodeError) as error:
+        kind = "no text at all" if value is None else f"no text but {str(value)[:40]!r}"
+        allowed = f"must hold UTF-8 text (in a field named text) in every row; {place} is {kind}"
+        raise ParameterError("data", name, allowed) from error
     return value
-
-
-def sha256(text: str) -> str:
-    """Hash of a text, in hexadecimal digits."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

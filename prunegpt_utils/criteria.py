@@ -56,8 +56,8 @@ def magnitude(weight: torch.Tensor, stats: CalibrationStats) -> torch.Tensor:
 
 @criterion("random")
 def random(weight: torch.Tensor, stats: CalibrationStats) -> torch.Tensor:
-    """The control: what any criterion must beat."""
-    return torch.rand(weight.shape, generator=stats.generator).to(weight.device)
+    """The control: what any criterion must beat. Weights that are zero already go first."""
+    return torch.rand(weight.shape, generator=stats.generator).to(weight.device) * (weight != 0)
 
 
 @criterion("first-order", needs="gradients")

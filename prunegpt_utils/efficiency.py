@@ -1,6 +1,7 @@
 """What a model costs: seconds, and the memory of a training step, predicted and tracked."""
 
 import copy
+import inspect
 import time
 import weakref
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from prunegpt_utils.config import TrainConfig
-from prunegpt_utils.losses import batch_loss
+from prunegpt_utils.losses import batch_loss, mean_loss
 from prunegpt_utils.masks import apply_masks
 from prunegpt_utils.modeling import count_parameters, prunable_weights
 
@@ -44,7 +45,8 @@ def predicted_memory(
     the teacher 4 N; a mask is 1 byte a prunable weight. bf16 keeps copies of the matrices while
     they are in use, 2 M + 2 V d. A block stores about 24 T d numbers for its backward pass
     (Korthikanti et al. 2022, arXiv 2205.05198, without the attention matrix, which a fused kernel
-    never stores), and the loss holds five logit-sized float32 arrays of `chunk` tokens.
+    never stores), and the loss holds five logit-sized float32 arrays of as many tokens as
+    `losses.mean_loss` takes at a time.
 
     Args:
         shape: configuration of a GPT-2.  config: of the training.  block_size: tokens a window.
@@ -53,7 +55,8 @@ def predicted_memory(
     with FakeTensorMode():
         size = count_parameters(AutoModelForCausalLM.from_config(shape))
     n, m, d, tokens = size["parameters"], size["prunable"], shape.n_embd, config.batch * block_size
-    number, chunk = (2 if config.precision == "bf16" else 4), 128
+    number = 2 if config.precision == "bf16" else 4
+    chunk = inspect.signature(mean_loss).parameters["chunk"].default
     half = 2 * m + 2 * shape.vocab_size * d if number == 2 else 0
     return {
         "weights": 4 * n, "gradients": 4 * n, "Adam's moments": 8 * n, "masks": m,

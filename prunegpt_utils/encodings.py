@@ -36,9 +36,12 @@ def from_bitmask(parts: dict[str, torch.Tensor], shape: Sequence[int]) -> torch.
 
 
 def csr(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A matrix in compressed sparse rows: where each row begins, the columns, the values."""
-    sparse = tensor.to_sparse_csr()
-    narrow = torch.int16 if tensor.shape[1] < 2**15 else torch.int32
+    """A matrix in compressed sparse rows: where each row begins, the columns, the values.
+
+    Of a stack of matrices, such as those of experts, the rows follow one another.
+    """
+    sparse = tensor.flatten(0, -2).to_sparse_csr()
+    narrow = torch.int16 if tensor.shape[-1] < 2**15 else torch.int32
     places = {"rows": sparse.crow_indices().int(), "columns": sparse.col_indices().to(narrow)}
     return places | {"values": sparse.values()}
 
@@ -46,7 +49,8 @@ def csr(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 def from_csr(parts: dict[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
     """The matrix of `csr`, value for value."""
     rows, columns = parts["rows"].long(), parts["columns"].long()
-    return torch.sparse_csr_tensor(rows, columns, parts["values"], shape).to_dense()
+    size = len(rows) - 1, shape[-1]
+    return torch.sparse_csr_tensor(rows, columns, parts["values"], size).to_dense().view(shape)
 
 
 ENCODINGS = {"bitmask": (bitmask, from_bitmask), "csr": (csr, from_csr)}

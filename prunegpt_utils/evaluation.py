@@ -11,8 +11,9 @@ from scipy.stats import bootstrap
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.forward import inference_mode, last_hidden_states, lm_head, logits
 from prunegpt_utils.losses import token_losses
-from prunegpt_utils.modeling import inference_mode, last_hidden_states, lm_head_weight
+from prunegpt_utils.modeling import max_positions
 from prunegpt_utils.protocols import PROTOCOLS, rolling_windows, text_windows
 from prunegpt_utils.tokenization import Tokens
 
@@ -73,9 +74,13 @@ def score_tokens(
         batch: windows at a time; changes the speed alone.
 
     Raises:
-        ParameterError: unknown split, stride out of range, or a text too short to score.
+        ParameterError: unknown split, stride out of range, a text too short to score, or pages
+            by a tokenizer that has no token to begin them with.
     """
     layouts = tokens.layouts[PROTOCOLS[protocol].layout]
+    if not layouts:
+        allowed = "begins each page with the bos or eos token, and this tokenizer has neither"
+        raise ParameterError("protocol", protocol, allowed)
     if split not in layouts:
         raise ParameterError("split", split, f"must be one of {', '.join(layouts)}")
     text = layouts[split]
@@ -116,9 +121,14 @@ def paired_difference(
 def generate_text(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int = 48
 ) -> str:
-    """What follows `prompt`: at most `tokens`, each the likeliest, no run of three repeated."""
+    """What follows `prompt`: at most `tokens`, each the likeliest, no run of three repeated.
+
+    Of a prompt that is too long for the model its end is read.
+    """
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
-    room = getattr(model.config, "max_position_embeddings", ids.shape[1] + tokens) - ids.shape[1]
+    limit = max_positions(model) or ids.shape[1] + tokens
+    ids = ids[:, 1 - limit :]
+    room = limit - ids.shape[1]
     written = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(tokens, room), use_cache=True,
         do_sample=False, no_repeat_ngram_size=3, pad_token_id=tokenizer.eos_token_id,
@@ -143,7 +153,7 @@ def sample(
         dict: "written" {prompt: continuation}; "read" [[text of a token, its loss in nats], ...],
         without the first token of the passage, which has no context.
     """
-    length = min(length, getattr(model.config, "max_position_embeddings", length))
+    length = min(length, max_positions(model) or length)
     begin = min(begin, max(len(ids) - length, 0))
     passage = ids[begin : begin + length]
     losses = token_nll(model, passage, rolling_windows(len(passage), length, length)).tolist()
@@ -175,7 +185,7 @@ def token_nll(
         for first, rows in _batches(spans, batch):
             windows = torch.stack([ids[begin:end] for begin, end in rows]).to(model.device)
             hidden = last_hidden_states(model, windows[:, :-1])[:, first - 1 :].flatten(0, 1)
-            losses.append(_nll(hidden, lm_head_weight(model), windows[:, first:].flatten()))
+            losses.append(_nll(hidden, lm_head(model), windows[:, first:].flatten()))
     return torch.cat(losses)
 
 
@@ -187,11 +197,10 @@ def _batches(spans, batch):
             yield first, rows[start : start + batch]
 
 
-def _nll(hidden, weight, labels, chunk=512):
+def _nll(hidden, head, labels, chunk=512):
     """`chunk` tokens at a time, so that tokens x vocabulary logits never stand in memory."""
-    weight = weight.to(hidden.dtype)
     parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
-    return torch.cat([token_losses(h @ weight.T, label).cpu() for h, label in parts])
+    return torch.cat([token_losses(logits(h, head), label).cpu() for h, label in parts])
 
 
 def _exp(nll):

@@ -1,11 +1,20 @@
 """The losses: cross-entropy and distillation from a teacher, never all logits at once."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from prunegpt_utils.config import TrainConfig
-from prunegpt_utils.modeling import all_hidden_states, autocast, last_hidden_states, lm_head_weight
+from prunegpt_utils.forward import (
+    all_hidden_states,
+    autocast,
+    last_hidden_states,
+    lm_head,
+    logits,
+)
 
 KD_LOSSES = ("forward_kl", "reverse_kl", "hidden_mse")
 
@@ -83,14 +92,14 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, labels, teacher, options, chunk):
-        """`hidden` (tokens, width), `weight` (vocabulary, width), `teacher` a pair of those."""
+        """`hidden` (tokens, width), `weight` (vocabulary, width), `teacher` as in `mean_loss`."""
         total, matrix = hidden.new_zeros((), dtype=torch.float32), weight.to(hidden.dtype)
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         for start in range(0, len(labels), chunk):
             part = slice(start, start + chunk)
-            logits = F.linear(hidden[part], matrix).float()
-            target = F.linear(teacher[0][part], teacher[1]) if teacher else None
-            losses, gradient = _losses_and_gradients(logits, labels[part], target, **options)
+            own = logits(hidden[part], matrix).float()
+            target = logits(teacher[0][part], teacher[1]) if teacher else None
+            losses, gradient = _losses_and_gradients(own, labels[part], target, **options)
             gradient = gradient.to(hidden.dtype)
             total += losses.sum()
             grad_hidden[part] = gradient @ matrix
@@ -106,24 +115,45 @@ class _ChunkedLoss(torch.autograd.Function):
         return *(part.mul_(scale) for part in ctx.saved_tensors), None, None, None, None
 
 
+def _recomputed_loss(hidden, head, labels, teacher, options, chunk):
+    """The same for a `head` that is a function: autograd finds its gradient.
+
+    The logits of a chunk are thrown away all the same, and made again for the backward pass (Chen
+    et al. 2016, arXiv 1604.06174).
+    """
+
+    def losses_from(start):
+        part, target = slice(start, start + chunk), None
+        if teacher:
+            with torch.no_grad():
+                target = logits(teacher[0][part], teacher[1])
+        return token_losses(logits(hidden[part], head), labels[part], target, **options).sum()
+
+    starts = range(0, len(labels), chunk)
+    return sum(checkpoint(losses_from, k, use_reentrant=False) for k in starts) / len(labels)
+
+
 def mean_loss(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, teacher: tuple | None = None,
-    alpha: float = 0.0, temperature: float = 1.0, reverse: bool = False, chunk: int = 256,
+    hidden: torch.Tensor, head: torch.Tensor | Callable, labels: torch.Tensor,
+    teacher: tuple | None = None, alpha: float = 0.0, temperature: float = 1.0,
+    reverse: bool = False, chunk: int = 256,
 ) -> torch.Tensor:  # fmt: skip
     """Mean of `token_losses` over a batch of whatever shape, a float32 scalar.
 
     Args:
         hidden: last hidden states, shape (..., width); their dtype is that of the logits' matmul.
-        weight: output layer, shape (vocabulary, width).  labels: next tokens, shape (...).
-        teacher: None, or the teacher's (hidden, weight) without gradient.
+        head: output layer, see `forward.lm_head`.  labels: next tokens, shape (...).
+        teacher: None, or the teacher's (hidden, head), which get no gradient.
         alpha, temperature, reverse: see `token_losses`.
         chunk: tokens whose logits live at the same time.
     """
     hidden = hidden.flatten(0, -2)
     if teacher is not None:
-        teacher = (teacher[0].flatten(0, -2).to(hidden.dtype), teacher[1].to(hidden.dtype))
+        known, matrix = teacher[0].flatten(0, -2).to(hidden.dtype), teacher[1]
+        teacher = known, matrix.to(hidden.dtype) if torch.is_tensor(matrix) else matrix
     options = {"alpha": alpha, "temperature": temperature, "reverse": reverse}
-    return _ChunkedLoss.apply(hidden, weight, labels.flatten(), teacher, options, chunk)
+    chunked = _ChunkedLoss.apply if torch.is_tensor(head) else _recomputed_loss
+    return chunked(hidden, head, labels.flatten(), teacher, options, chunk)
 
 
 def hidden_mse(
@@ -166,9 +196,9 @@ def batch_loss(
             if teacher_hidden_states is None:
                 with torch.no_grad():
                     teacher_hidden_states = last_hidden_states(teacher, inputs)
-            target = teacher_hidden_states.to(model.device), lm_head_weight(teacher)
+            target = teacher_hidden_states.to(model.device), lm_head(teacher)
     return mean_loss(
-        _rounded(hidden, config), lm_head_weight(model), labels, target, config.alpha,
+        _rounded(hidden, config), lm_head(model), labels, target, config.alpha,
         config.temperature, reverse=config.kd_loss == "reverse_kl",
     )  # fmt: skip
 
@@ -178,7 +208,7 @@ def _hidden_mse_loss(model, inputs, labels, config, teacher):
         ours = all_hidden_states(model, inputs)
         with torch.no_grad():
             theirs = all_hidden_states(teacher, inputs)
-    plain = mean_loss(_rounded(ours[-1], config), lm_head_weight(model), labels)
+    plain = mean_loss(_rounded(ours[-1], config), lm_head(model), labels)
     return (1 - config.alpha) * plain + config.alpha * hidden_mse(ours, theirs)
 
 

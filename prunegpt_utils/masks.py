@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from prunegpt_utils import criteria
 from prunegpt_utils.calibration import CalibrationStats
-from prunegpt_utils.criteria import scores
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.modeling import eval_mode, input_axes, prunable_weights
-from prunegpt_utils.sparsegpt import sparsegpt
+from prunegpt_utils.forward import eval_mode
+from prunegpt_utils.modeling import input_axes, prunable_layers, prunable_weights
+from prunegpt_utils.sparsegpt import check_blocks, sparsegpt
 
 
 def prune(
@@ -26,12 +27,25 @@ def prune(
     Raises:
         ParameterError: sparsity or scope that cannot be had.
     """
+    check_cut(model, criterion, sparsity, scope)
     if criterion == "sparsegpt":
         with eval_mode(model):
             return sparsegpt(model, batches, *_column_rule(sparsity, scope))
-    masks = make_masks(scores(model, criterion, stats), sparsity, scope, input_axes(model))
+    masks = make_masks(criteria.scores(model, criterion, stats), sparsity, scope, input_axes(model))
     apply_masks(model, masks)
     return masks
+
+
+def check_cut(model: PreTrainedModel, criterion: str, sparsity: float, scope: str) -> None:
+    """Raise the `ParameterError` of `prune` before anything was trained or measured."""
+    if ":" in scope:
+        _pattern(scope, sparsity)
+        _check_widths(scope, prunable_weights(model), input_axes(model))
+    if criterion == "sparsegpt":
+        _column_rule(sparsity, scope)
+        check_blocks(model)
+    elif criteria.CRITERIA[criterion].needs == "inputs":
+        prunable_layers(model)
 
 
 def make_masks(
@@ -56,27 +70,31 @@ def make_masks(
     """
     if scope == "per-row":
         return {name: _each_row(tensor, sparsity, axes[name]) for name, tensor in scored.items()}
+    if scope == "uniform":
+        return {name: _each_matrix(tensor, sparsity) for name, tensor in scored.items()}
     if ":" in scope:
         scored = _keep_pattern(scored, scope, sparsity, axes)
-    groups = [{name: s} for name, s in scored.items()] if scope == "uniform" else [scored]
-    masks = {}
-    for group in groups:
-        goal = round(sparsity * sum(tensor.numel() for tensor in group.values()))
-        masks |= {name: low.logical_not_() for name, low in _lowest(group, goal).items()}
-    return masks
+    goal = round(sparsity * sum(tensor.numel() for tensor in scored.values()))
+    return {name: low.logical_not_() for name, low in _lowest(scored, goal).items()}
 
 
 def _keep_pattern(scored, pattern, sparsity, axes):
     """Scores in which the n highest of every m neighbours can no longer be the lowest."""
     n, m = _pattern(pattern, sparsity)
+    _check_widths(pattern, scored, axes)
     kept = {}
     for name, tensor in scored.items():
         rows = tensor.movedim(axes[name], -1)
-        if rows.shape[-1] % m:
-            allowed = f"does not divide the {rows.shape[-1]} inputs of {name}"
-            raise ParameterError("scope", pattern, allowed)
         kept[name] = rows.where(~_best(rows, n, m), torch.inf).movedim(-1, axes[name])
     return kept
+
+
+def _check_widths(scope, matrices, axes):
+    """Raise unless a scope n:m divides the inputs of all matrices."""
+    m = int(scope.split(":")[1])
+    for name, matrix in matrices.items():
+        if (inputs := matrix.shape[axes[name]]) % m:
+            raise ParameterError("scope", scope, f"does not divide the {inputs} inputs of {name}")
 
 
 def _pattern(scope, sparsity):
@@ -92,6 +110,13 @@ def _best(scored, n, m):
     groups = scored.unflatten(-1, (-1, m))
     best = torch.zeros_like(groups, dtype=torch.bool)
     return best.scatter(-1, groups.topk(n, dim=-1).indices, True).flatten(-2)
+
+
+def _each_matrix(scored, sparsity):
+    """Mask that prunes a matrix, or each of those that stand in a stack, by the same fraction."""
+    if scored.ndim > 2:
+        return torch.stack([_each_matrix(matrix, sparsity) for matrix in scored])
+    return _lowest({"": scored}, round(sparsity * scored.numel()))[""].logical_not_()
 
 
 def _each_row(scored, sparsity, axis):
@@ -166,8 +191,9 @@ def sparsity_tolerance(model: PreTrainedModel, scope: str) -> float:
     axes, weights = input_axes(model), prunable_weights(model)
     if scope == "per-row":
         return 0.5 / min(weight.shape[axes[name]] for name, weight in weights.items())
-    sizes = [weight.numel() for weight in weights.values()]
-    return 0.5 / (min(sizes) if scope == "uniform" else sum(sizes))
+    if scope == "uniform":
+        return 0.5 / min(weight.shape[-2:].numel() for weight in weights.values())
+    return 0.5 / sum(weight.numel() for weight in weights.values())
 
 
 def sparsity_by_matrix(model: PreTrainedModel) -> dict[str, float]:

@@ -1,24 +1,32 @@
 """Causal language models: load, save, copy, and name the weights that may be pruned."""
 
-import contextlib
 import copy
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from prunegpt_utils.blocks import check_prunable, prunable_weights, transformer_blocks
+from prunegpt_utils.blocks import input_axes as input_axes  # where readers look for them
+from prunegpt_utils.blocks import prunable_layers as prunable_layers
 from prunegpt_utils.distributed import device, processes
 from prunegpt_utils.errors import ParameterError, one_line
 from prunegpt_utils.files import atomic_path
+from prunegpt_utils.forward import (
+    all_hidden_states,
+    caps_attention,
+    check_causal,
+    lm_head,
+    probe_ids,
+)
 from prunegpt_utils.hub import locate
 
 logging.disable_progress_bar()  # loading and saving take seconds; training has a bar of its own
@@ -29,14 +37,17 @@ def load_model(name: str | Path, parameter: str = "model") -> PreTrainedModel:
 
     Raises:
         ParameterError: nothing by that name, no safetensors, weights that are damaged, incomplete,
-            more than the configuration describes, not finite or larger than the memory.
+            more than the configuration describes, quantized, not finite or larger than the memory;
+            or a model that is no causal language model of text alone.
     """
     folder = locate(name, parameter)
     _check_weights(folder, name, parameter)
-    # On a CPU eager attention trains faster in bf16 than the fused kernel of `inference_mode`.
-    attention = {} if torch.cuda.is_available() else {"attn_implementation": "eager"}
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        _check_config(config)
+        # On a CPU eager attention trains faster in bf16 than the fused kernel of `inference_mode`.
+        eager = caps_attention(config) or not torch.cuda.is_available()
+        attention = {"attn_implementation": "eager"} if eager else {}
         if getattr(config, "activation_function", None) == "gelu_new":
             config.activation_function = "gelu_pytorch_tanh"  # the same, in one operation
         load = _load_fewer_heads if hasattr(config, "heads_kept") else load_stock
@@ -47,7 +58,23 @@ def load_model(name: str | Path, parameter: str = "model") -> PreTrainedModel:
         if not weight.isfinite().all():
             raise ParameterError(parameter, str(name), f"has weights that are not finite: {key}")
     model.config.use_cache = False  # training and scoring read whole windows
-    return model.to(device()).eval()
+    model = model.to(device()).eval()
+    check_causal(model, parameter, str(name))
+    lm_head(model, parameter)  # refuses what has none
+    if parameter != "teacher":
+        check_prunable(model)
+    return model
+
+
+def _check_config(config):
+    """ValueError for what AutoModelForCausalLM would load, and this study cannot use."""
+    if method := getattr(config, "quantization_config", None):
+        kind = method.get("quant_method") if isinstance(method, dict) else method.quant_method
+        raise ValueError(f"it is quantized ({kind}), and pruning needs weights in full precision")
+    if config.is_encoder_decoder:
+        raise ValueError("it has an encoder, and only decoders are supported")
+    if config.get_text_config() is not config:
+        raise ValueError(f"it reads more than text alone ({type(config).__name__})")
 
 
 def load_stock(folder: Path, **options: object) -> PreTrainedModel:
@@ -91,13 +118,21 @@ def keep_heads(model: PreTrainedModel, chosen: Sequence[Iterable[int]]) -> None:
         attn.num_heads, attn.split_size = len(heads), attn.c_proj.nx
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model `name` (see `load_model`)."""
-    folder = locate(name, "model")
+def load_tokenizer(name: str | Path, parameter: str = "model") -> PreTrainedTokenizerBase:
+    """The tokenizer beside the model `name` (see `load_model`).
+
+    Raises:
+        ParameterError: none that transformers can read, or one without a vocabulary.
+    """
+    folder = locate(name, parameter)
     try:
-        return AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ParameterError("model", str(name), _reason("has no tokenizer", error)) from error
+        found = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+        # Without its files, transformers makes a tokenizer of nothing but special tokens.
+        if not set(found.get_vocab()).difference(found.get_added_vocab(), found.all_special_tokens):
+            raise ValueError("no file with a vocabulary is beside the model")
+    except Exception as error:  # a TypeError, ImportError or bare Exception, as the case may be
+        raise ParameterError(parameter, str(name), _reason("has no tokenizer", error)) from error
+    return found
 
 
 def _reason(problem, error):
@@ -168,53 +203,6 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
-def transformer_blocks(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:
-    """Name and ModuleList of the transformer blocks.
-
-    Raises:
-        ParameterError: the architecture has no such list.
-    """
-    wanted = model.config.num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == wanted:
-            return name, module
-    kind = type(model).__name__
-    raise ParameterError("model", kind, "has no list of transformer blocks; it cannot be pruned")
-
-
-def prunable_weights(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
-    """{state-dict name: weight matrix} of the transformer blocks, the only ones this study prunes.
-
-    GPT-2 keeps them in `Conv1D` layers of shape (in, out), which filters for `nn.Linear` of shape
-    (out, in) miss. Embeddings, the head tied to them, LayerNorms and biases stay dense, as in
-    every published study of pruned language models.
-    """
-    return {name: module.weight for name, module in prunable_layers(model).items()}
-
-
-def prunable_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
-    """The modules that hold the `prunable_weights`, under the names of those.
-
-    Raises:
-        ParameterError: there are none.
-    """
-    prefix, modules = transformer_blocks(model)
-    found = {
-        f"{prefix}.{name}.weight": module
-        for name, module in modules.named_modules()
-        if isinstance(module, (Conv1D, torch.nn.Linear))
-    }
-    embedding = model.get_input_embeddings().weight
-    if not found or any(module.weight is embedding for module in found.values()):
-        raise ParameterError("model", type(model).__name__, "has no block matrices to prune")
-    return found
-
-
-def input_axes(model: PreTrainedModel) -> dict[str, int]:
-    """{name: dimension of `prunable_weights` along which inputs are summed}."""
-    return {name: 0 if isinstance(m, Conv1D) else 1 for name, m in prunable_layers(model).items()}
-
-
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     """Parameters of the model, and of its prunable part; tied weights count once."""
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -222,64 +210,33 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     return {"parameters": total, "prunable": prunable}
 
 
-def last_hidden_states(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    """Last hidden states, shape (batch, tokens, width): what the head turns into logits."""
-    return model.base_model(input_ids=ids).last_hidden_state
-
-
-@contextlib.contextmanager
-def eval_mode(model: PreTrainedModel) -> Iterator[None]:
-    """No dropout while the block runs, whatever the mode before and after."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-@contextlib.contextmanager
-def inference_mode(model: PreTrainedModel) -> Iterator[None]:
-    """The state in which a model only reads: no dropout, no gradients, attention as one kernel."""
-    attention = model.config._attn_implementation
-    if model._supports_sdpa:
-        model.set_attn_implementation("sdpa")
-    try:
-        with eval_mode(model), torch.no_grad():
-            yield
-    finally:
-        model.set_attn_implementation(attention)
-
-
-def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:
-    """The context in which matrix products run in `precision`."""
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def all_hidden_states(model: PreTrainedModel, ids: torch.Tensor) -> list[torch.Tensor]:
-    """Hidden states after each block, the last ones normalised: each (batch, tokens, width)."""
-    found = model.base_model(input_ids=ids, output_hidden_states=True)
-    return [*found.hidden_states[1:-1], found.last_hidden_state]
-
-
-def lm_head_weight(model: PreTrainedModel) -> torch.Tensor:
-    """Weight of the output layer, shape (vocabulary, width)."""
-    return model.get_output_embeddings().weight
-
-
 def check_same_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel, name: str) -> None:
-    """Raise `ParameterError` unless both models score the same tokens."""
-    ours, theirs = (lm_head_weight(each).shape[0] for each in (student, teacher))
+    """Raise `ParameterError` unless both models score the same tokens, under the same numbers.
+
+    As many tokens are not enough: the tokenizers beside the two models are compared too, if they
+    come from a folder or the hub.
+    """
+    with torch.no_grad():
+        sizes = [each(probe_ids(each)).logits.shape[-1] for each in (student, teacher)]
+    ours, theirs = sizes
     if ours != theirs:
         allowed = f"has a vocabulary of {theirs}; the student has {ours}, and both must agree"
         raise ParameterError("teacher", name, allowed)
+    folders = [each.config.name_or_path for each in (student, teacher)]
+    if all(folders):
+        ours, theirs = (load_tokenizer(folder, "teacher").get_vocab() for folder in folders)
+        if other := sorted(token for token, _ in ours.items() ^ theirs.items()):
+            allowed = f"has other tokens than the student, such as {other[0]!r}"
+            raise ParameterError("teacher", name, allowed)
 
 
 def check_same_hidden_states(student: PreTrainedModel, teacher: PreTrainedModel, name: str) -> None:
     """Raise `ParameterError` unless each block of one model has a counterpart in the other."""
-    configs = student.config, teacher.config
-    ours, theirs = (f"{c.num_hidden_layers} blocks of width {c.hidden_size}" for c in configs)
-    if ours != theirs:
+    with torch.no_grad():
+        found = [all_hidden_states(each, probe_ids(each)) for each in (student, teacher)]
+    widths = [[hidden.shape[-1] for hidden in each] for each in found]
+    if widths[0] != widths[1]:
+        ours, theirs = (f"{len(each)} blocks of width {each[0]}" for each in widths)
         allowed = f"has {theirs}; to teach hidden states it must have the student's {ours}"
         raise ParameterError("teacher", name, allowed)
 
@@ -292,10 +249,16 @@ def check_input(
     if made > known:
         allowed = f"knows {known} tokens; the tokenizer beside it makes {made} kinds"
         raise ParameterError("model", model.config.name_or_path, allowed)
-    limit = getattr(model.config, "max_position_embeddings", block_size)
-    if block_size > limit:
+    limit = max_positions(model)
+    if limit is not None and block_size > limit:
         allowed = f"is longer than the model's {limit} positions"
         raise ParameterError("block_size", block_size, allowed)
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Tokens that a model can read at once; None if its configuration sets no limit."""
+    names = "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length"
+    return next((size for name in names if (size := getattr(model.config, name, None))), None)
 
 
 def fingerprint(model: PreTrainedModel) -> str:

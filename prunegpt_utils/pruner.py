@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from prunegpt_utils.calibration import CalibrationStats, calibrate, stats_from_adam
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.criteria import CRITERIA
-from prunegpt_utils.masks import apply_masks, prune
+from prunegpt_utils.masks import apply_masks, check_cut, prune
 from prunegpt_utils.modeling import prunable_weights
 
 
@@ -25,10 +25,16 @@ class Pruner:
         self, model: PreTrainedModel, config: TrainConfig, optimizer: torch.optim.Optimizer,
         batches: Sequence[torch.Tensor], loss: Callable,
     ):  # fmt: skip
-        """Args: as for `calibration.calibrate`; `optimizer` is the Adam that trains the model."""
+        """Args: as for `calibration.calibrate`; `optimizer` is the Adam that trains the model.
+
+        Raises:
+            ParameterError: one of the cuts to come cannot be made.
+        """
         self.schedule, self.steps, self.seed = config.pruning, config.steps, config.seed
         self.model, self.optimizer, self.batches, self.loss = model, optimizer, batches, loss
         self.sparsity, self.masks, self.pruned_weights = None, {}, {}
+        for sparsity in self.schedule.cuts(self.steps) if self.schedule else ():
+            check_cut(model, self.schedule.criterion, sparsity, self.schedule.scope)
 
     @property
     def finished(self) -> bool:

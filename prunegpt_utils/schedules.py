@@ -81,6 +81,11 @@ class PruningSchedule:
         progress = (step - begin) // every * every / (end - begin)
         return cubic_sparsity(progress, self.start, self.final)
 
+    def cuts(self, steps: int) -> list[float]:
+        """The sparsities that hold during `steps` and after them, rising."""
+        wanted = {self.sparsity(step, steps) for step in range(steps + 1)}
+        return sorted(wanted - {None})
+
     def regrows(self, step: int, steps: int) -> bool:
         """Whether masks are computed anew at `step` although the sparsity may not change."""
         begin, end, every = self._times(steps)

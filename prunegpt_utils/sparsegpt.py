@@ -1,13 +1,14 @@
 """SparseGPT: prune layer by layer, and let the weights that stay make up for those that go."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
 from prunegpt_utils.calibration import Moments
-from prunegpt_utils.modeling import autocast, input_axes, prunable_layers, transformer_blocks
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.forward import autocast, eval_mode, last_hidden_states, probe_ids
+from prunegpt_utils.modeling import input_axes, prunable_layers, transformer_blocks
 
 
 @torch.no_grad()
@@ -18,7 +19,7 @@ def sparsegpt(
 
     Each block sees the outputs of the blocks pruned before it. What a removed weight contributed is
     made up for by the weights of the same output that are still to come, such that the layer's
-    outputs on the calibration text change least. Under `modeling.autocast` the blocks run in bf16;
+    outputs on the calibration text change least. Under `forward.autocast` the blocks run in bf16;
     what is solved stays float32.
 
     Args:
@@ -29,15 +30,19 @@ def sparsegpt(
 
     Returns:
         {name: bool tensor in the shape of the weight}, True = keep.
+
+    Raises:
+        ParameterError: layers that are not called; see `check_blocks` for other models.
     """
     axes, every, masks = input_axes(model), prunable_layers(model), {}
     prefix, stack = transformer_blocks(model)
-    inputs = _block_inputs(model, stack[0], batches)
+    found = [_block_calls(model, stack, rows[:, :-1]) for rows in batches]
+    states, calls = [state for state, _ in found], [call for _, call in found]
     for index, block in enumerate(stack):
         mine = {n: m for n, m in every.items() if n.startswith(f"{prefix}.{index}.")}
         with Moments(mine) as moments:
-            for state, arguments, options in inputs:
-                block(state, *arguments, **options)
+            for state, call in zip(states, calls, strict=True):
+                _run(block, state, call[index])
         with autocast(model, "float32"):
             for mean, names in moments.shared_means():
                 factor = inverse_factor(mean)
@@ -47,7 +52,8 @@ def sparsegpt(
                     updated, mask = sparsify_weight(rows, mean, keep, columns, factor=factor)
                     weight.copy_(updated.movedim(1, axes[name]))
                     masks[name] = mask.movedim(1, axes[name])
-        inputs = [(_first(block(s, *a, **o)), a, o) for s, a, o in inputs]
+        pairs = zip(states, calls, strict=True)
+        states = [_run(block, state, call[index]) for state, call in pairs]
     return masks
 
 
@@ -65,6 +71,48 @@ def inverse_factor(moment: torch.Tensor, damping: float = 0.01) -> torch.Tensor:
     return torch.linalg.cholesky(inverse, upper=True)
 
 
+@torch.no_grad()
+def check_blocks(model: PreTrainedModel) -> None:
+    """Raise `ParameterError` if hidden states are not all that blocks take from one another.
+
+    If the first block says something else, then the last block must say the same in a forward pass
+    of the model as after the blocks one by one, each with the arguments that it had before.
+    """
+    _, stack = transformer_blocks(model)
+    with eval_mode(model), Moments(prunable_layers(model), len) as inputs:
+        state, calls = _block_calls(model, stack, probe_ids(model))
+        inputs.means()  # refuses layers that are not called
+        said = _louder(model, stack)
+        if len(calls) == len(stack):
+            state = _run(stack[0], state, calls[0]) * 1.5
+            for block, call in zip(stack[1:], calls[1:], strict=True):
+                state = _run(block, state, call)
+    if len(calls) != len(stack) or not (said - state).norm() <= 1e-3 * said.norm():
+        allowed = f"cannot prune {type(model).__name__}: its blocks share more than hidden states"
+        raise ParameterError("criterion", "sparsegpt", allowed)
+
+
+def _louder(model, stack):
+    """Hidden states after the last block of a forward pass, those after the first times 1.5."""
+    said = []
+
+    def scale(_, __, output):
+        if torch.is_tensor(output):
+            return output * 1.5
+        return type(output)([output[0] * 1.5, *output[1:]])
+
+    hooks = [
+        stack[0].register_forward_hook(scale),
+        stack[-1].register_forward_hook(lambda _, __, output: said.append(_first(output))),
+    ]
+    try:
+        last_hidden_states(model, probe_ids(model))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return said[-1]
+
+
 def sparsify_weight(
     weight: torch.Tensor, moment: torch.Tensor, keep: Callable, columns: int = 128,
     damping: float = 0.01, factor: torch.Tensor | None = None,
@@ -80,9 +128,11 @@ def sparsify_weight(
         (weight with zeros, bool mask), both of shape (outputs, inputs).
     """
     factor = inverse_factor(moment, damping) if factor is None else factor
+    dead = moment.diagonal() == 0  # an input that is never there: its weights go first
     # inputs x outputs: a column lies in one piece, which makes the loop twice as fast
-    weight, total = weight.T.clone(memory_format=torch.contiguous_format), len(factor)
-    weight[moment.diagonal() == 0] = 0
+    original, total = weight.T, len(factor)
+    weight = original.clone(memory_format=torch.contiguous_format)
+    weight[dead] = 0
     mask = torch.ones_like(weight, dtype=torch.bool)
     for begin in range(0, total, columns):
         end = min(begin + columns, total)
@@ -96,28 +146,37 @@ def sparsify_weight(
             part[j:] -= root[j, j:, None] * errors[j]
             part[j] = left
         weight[end:] -= (errors.T @ factor[begin:end, end:]).T
+    weight[dead] = original[dead] * mask[dead]  # those that need not go stay as they are
     return weight.T.contiguous(), mask.T.contiguous()
 
 
-class _ReachedError(Exception):
-    """Raised where a forward pass may stop."""
+def _block_calls(model, stack, ids):
+    """(hidden states that enter the first block, [(arguments, options)] of all blocks beside them).
+
+    A block's own mask and rotary embedding are among them: those of a block that looks at a window
+    are others than those of one that looks at everything.
+    """
+    first, calls = [], []
+
+    def note(_, arguments, options):
+        options = dict(options)
+        hidden, *arguments = arguments or [options.pop("hidden_states")]
+        first.append(hidden if not first else None)
+        calls.append((arguments, options))
+
+    hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in stack]
+    try:
+        last_hidden_states(model, ids.to(model.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return first[0], calls
 
 
-def _block_inputs(model, first, batches):
-    """What the first block is called with for each batch: [(hidden states, arguments, options)]."""
-    found = []
-
-    def catch(_, arguments, options):
-        found.append((arguments[0], arguments[1:], options))
-        raise _ReachedError
-
-    hook = first.register_forward_pre_hook(catch, with_kwargs=True)
-    for rows in batches:
-        with contextlib.suppress(_ReachedError):
-            model(rows[:, :-1].to(model.device))
-    hook.remove()
-    return found
+def _run(block, state, call):
+    """Hidden states after a block."""
+    return _first(block(state, *call[0], **call[1]))
 
 
 def _first(output):
-    return output[0] if isinstance(output, tuple) else output
+    return output if torch.is_tensor(output) else output[0]

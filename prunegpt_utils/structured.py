@@ -30,13 +30,13 @@ def prune_structured(
         batches, loss: for `taylor`; the loss is a function of a model and a batch, a scalar.
 
     Raises:
-        ParameterError: another architecture, or nothing would be left.
+        ParameterError: another architecture, or nothing would be left, or nothing would go.
     """
-    small = copy.deepcopy(model).requires_grad_(True)
-    _, stack = transformer_blocks(small)
-    if any(not isinstance(getattr(block.mlp, "c_fc", None), Conv1D) for block in stack):
+    if model.config.model_type != "gpt2":
         kind = type(model).__name__
         raise ParameterError("model", kind, "must be a GPT-2 to lose neurons or heads")
+    small = copy.deepcopy(model).requires_grad_(True)
+    _, stack = transformer_blocks(small)
     if importance == "taylor":
         for rows in batches:
             loss(small, rows).backward()
@@ -66,6 +66,9 @@ def _prune_neurons(mlp, fraction, importance):
         ignored_layers=[layers[2]],  # its outputs are the residual stream; its inputs follow
     )  # fmt: skip
     pruner.step()
+    if layers[0].out_features == mlp.c_fc.nf:  # a name that says 99 % of it would be wrong
+        allowed = f"leaves less than 8 of {mlp.c_fc.nf} neurons, and so none would go"
+        raise ParameterError("neuron_sparsity", fraction, allowed)
     mlp.c_fc, mlp.c_proj = _conv1d(layers[0]), _conv1d(layers[2])
 
 
@@ -74,6 +77,8 @@ def _drop_heads(model, stack, fraction, importance):
     kept = total - round(fraction * total)
     if not kept:
         raise ParameterError("head_sparsity", fraction, f"leaves none of {total} heads")
+    if kept == total:
+        raise ParameterError("head_sparsity", fraction, f"removes none of {total} heads")
     scores = [_head_scores(block.attn, importance) for block in stack]
     keep_heads(model, [each.topk(kept).indices.sort().values.tolist() for each in scores])
     model.config.heads_kept = kept

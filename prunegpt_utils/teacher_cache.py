@@ -7,7 +7,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from prunegpt_utils.files import atomic_path
-from prunegpt_utils.modeling import autocast, digest, fingerprint, last_hidden_states
+from prunegpt_utils.forward import autocast, last_hidden_states, probe_ids
+from prunegpt_utils.modeling import digest, fingerprint
 from prunegpt_utils.progress import ProgressBar
 
 MAX_BYTES = 4 << 30  # of the hidden states that are cached on disk
@@ -33,7 +34,9 @@ def cached_hidden_states(
         take more than `MAX_BYTES`.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    shape = (len(windows), windows.shape[1] - 1, teacher.config.hidden_size)
+    with torch.no_grad():  # which is not the width of the blocks where a projection follows them
+        width = last_hidden_states(teacher, probe_ids(teacher)).shape[-1]
+    shape = (len(windows), windows.shape[1] - 1, width)
     if torch.Size(shape).numel() * dtype.itemsize > MAX_BYTES:
         return None
     name = digest(f"{fingerprint(teacher)} {digest(windows)} {precision}")

@@ -1,20 +1,24 @@
 """Text to token ids in the layouts of the perplexity protocols, and to training windows."""
 
+import hashlib
 import itertools
 import json
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from prunegpt_utils.corpora import JOINER, SPLITS, Corpus, sha256
-from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.files import atomic_path
+from prunegpt_utils.corpora import JOINER, SPLITS, Corpus
+from prunegpt_utils.errors import ParameterError, one_line
+from prunegpt_utils.files import atomic_path, sha256
 
 
 @dataclass
@@ -45,7 +49,7 @@ class Tokens:
         layouts: {layout: {split: Layout}}: `joined` is one sequence, all documents joined by
             `JOINER`, of every split; of validation and test also `rows`, one sequence a thousand
             documents, run together without a separator, and `pages`, one a page, de-tokenised,
-            with an end-of-text token before it.
+            with bos or else eos before it; without either there are no `pages`.
     """
 
     corpus: str
@@ -72,9 +76,18 @@ class Tokens:
 
 
 def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache: str | Path) -> Tokens:
-    """Token ids of every split by a fast tokenizer; made once, then read from `cache`."""
-    key = sha256(corpus.sha256 + tokenizer.backend_tokenizer.to_str())[:16]
-    path = Path(cache, f"tokens-{corpus.name}-{key}.safetensors")
+    """Token ids of every split; made once, then read from `cache`.
+
+    They are those of the tokenizer's own call without special tokens, truncation and padding.
+
+    Raises:
+        ParameterError: the tokenizer splits words at random.
+    """
+    if tokenizer.is_fast and getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+        allowed = "has a tokenizer that splits words at random; set dropout to null in its file"
+        raise ParameterError("model", tokenizer.name_or_path, allowed)
+    key = sha256(corpus.sha256 + _fingerprint(tokenizer))[:16]
+    path = Path(cache, f"tokens-{corpus.name[:40]}-{key}.safetensors")
     if not path.exists():
         _write(path, corpus, tokenizer)
     layouts = {name: {} for name in _LAYOUTS}
@@ -85,12 +98,24 @@ def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache: str | Pa
     return Tokens(corpus.name, corpus.sha256, corpus.revision, layouts)
 
 
+def _fingerprint(tokenizer):
+    """All that decides which ids a text gets: code, class, and what the tokenizer's files say."""
+    versions = f"{tokenizers.__version__} {transformers.__version__}"
+    special = f"{tokenizer.split_special_tokens} {tokenizer.bos_token} {tokenizer.eos_token}"
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    return f"{versions} {type(tokenizer)} {special} {files}"
+
+
 def _write(path, corpus, tokenizer):
     """All layouts of what is scored; of the training text the one that training windows need."""
     texts = {
-        f"{name}.{split}": layout(corpus.splits[split], tokenizer)
+        f"{name}.{split}": text
         for name, layout in _LAYOUTS.items()
         for split in (SPLITS if name == "joined" else SPLITS[1:])
+        if (text := layout(corpus.splits[split], tokenizer))
     }
     sizes = {name: [text.lengths, text.words, text.bytes] for name, text in texts.items()}
     with atomic_path(path) as part:
@@ -98,9 +123,31 @@ def _write(path, corpus, tokenizer):
 
 
 def _encode(texts, tokenizer):
-    """One list of ids a text; where each token stood in it is not asked for."""
-    encode = tokenizer.backend_tokenizer.encode_batch_fast
-    return [found.ids for found in encode(list(texts), add_special_tokens=False)]
+    """One list of ids a text, as the tokenizer's own call gives them."""
+    texts, plain = list(texts), {"add_special_tokens": False}
+    if not texts:
+        return []
+    try:
+        if backend := _backend(tokenizer):  # twice as fast: where each token stood is not asked for
+            return [found.ids for found in backend.encode_batch_fast(texts, **plain)]
+        return tokenizer(texts, truncation=False, padding=False, verbose=False, **plain)[
+            "input_ids"
+        ]
+    except Exception as error:  # the Rust part has no class for its errors
+        allowed = f"has a tokenizer that cannot read this text: {one_line(error)}"
+        raise ParameterError("model", tokenizer.name_or_path, allowed) from error
+
+
+def _backend(tokenizer):
+    """The Rust tokenizer, set up as the own call does, where that call does nothing else."""
+    stock = PreTrainedTokenizerFast.__call__, PreTrainedTokenizerFast._encode_plus
+    if (type(tokenizer).__call__, type(tokenizer)._encode_plus) != stock:
+        return None
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return backend
 
 
 def _layout(sequences, words, size):
@@ -127,9 +174,7 @@ def _pieces(text, tokenizer, size=1 << 16):
     Tokens of GPT-2's kind never reach from a letter to the white space after it, so there the text
     may be cut; for a tokenizer that splits words by other rules it stays whole.
     """
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    split = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    if rules["normalizer"] or not split.items() <= (rules["pre_tokenizer"] or {}).items():
+    if not _cuts_before_spaces(tokenizer):
         return [text]
     pieces, begin = [], 0
     while begin < len(text):
@@ -138,6 +183,21 @@ def _pieces(text, tokenizer, size=1 << 16):
         pieces.append(text[begin:end])
         begin = end
     return pieces or [text]
+
+
+def _cuts_before_spaces(tokenizer):
+    """Whether no token of any text, added ones included, depends on what such a cut parts."""
+    if (backend := _backend(tokenizer)) is None:
+        return False
+    rules = json.loads(backend.to_str())
+    split = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    reaching = (
+        token["lstrip"] or token["rstrip"] or token["single_word"]
+        or _BEFORE_SPACE.search(token["content"])
+        for token in rules["added_tokens"]
+    )  # fmt: skip
+    plain = not rules["normalizer"] and split.items() <= (rules["pre_tokenizer"] or {}).items()
+    return plain and not any(reaching)
 
 
 def _rows(documents, tokenizer, group=1000):
@@ -149,11 +209,16 @@ def _rows(documents, tokenizer, group=1000):
 
 
 def _pages(documents, tokenizer):
-    """As lm-eval scores WikiText: pages, natural spacing, words and bytes of the original."""
+    """As lm-eval scores WikiText: pages, natural spacing, words and bytes of the original.
+
+    None where the tokenizer has neither of the tokens with which a page begins.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is None and eos is None:
+        return None
     originals = pages(documents)
     spaced = any(map(_TITLE.fullmatch, documents))
     texts = map(detokenize, originals) if spaced else originals
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     sequences = [[eos if bos is None else bos, *row] for row in _encode(texts, tokenizer)]
     words = sum(len(re.split(r"\s+", page)) for page in originals)
     return _layout(sequences, words, sum(map(_size, originals)))

@@ -20,8 +20,9 @@ from prunegpt_utils.calibration import calibration_batches
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.distributed import exclusive, make_accelerator
 from prunegpt_utils.evaluation import token_nll
+from prunegpt_utils.forward import autocast
 from prunegpt_utils.losses import batch_loss
-from prunegpt_utils.modeling import autocast, prunable_weights
+from prunegpt_utils.modeling import prunable_weights
 from prunegpt_utils.progress import ProgressBar
 from prunegpt_utils.protocols import rolling_windows
 from prunegpt_utils.pruner import Pruner

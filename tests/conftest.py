@@ -32,10 +32,10 @@ def runs_folder(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
-def tiny_gpt2(seed=0, vocabulary=97, block=32, dropout=0.0):
+def tiny_gpt2(seed=0, vocabulary=97, block=32, dropout=0.0, layers=2):
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=vocabulary, n_positions=block, n_embd=16, n_layer=2, n_head=2, use_cache=False,
+        vocab_size=vocabulary, n_positions=block, n_embd=16, n_layer=layers, n_head=2, use_cache=False,
         resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, bos_token_id=0, eos_token_id=0,
         initializer_range=0.3, attn_implementation="eager",
     )  # fmt: skip

@@ -110,6 +110,22 @@ def test_rerun_names_the_records_there_are():
         validation.rerun("smoke", "x")
 
 
+@pytest.mark.parametrize("command", ["rerun", "export"])
+@pytest.mark.parametrize("name", ["", "/", "x", "x/", "/x", "../x/y", "x/../y", "x/y/z", "x y/z"])
+def test_what_names_no_run_is_one_line(command, name):
+    with pytest.raises(SystemExit, match="^error: RUN: .* must be a study and a run") as left:
+        commands.main([command, name])
+    assert len(str(left.value.code).splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["rerun", "export"])
+def test_a_run_that_is_not_there_is_one_line(command):
+    for name in ("nosuch/x", "pydocs/x"):
+        with pytest.raises(SystemExit, match="^error: ") as left:
+            commands.main([command, name])
+        assert len(str(left.value.code).splitlines()) == 1
+
+
 def test_an_estimate_counts_and_judges_by_what_was_measured(runs_folder):
     first = estimate.estimate("smoke")
     assert first["done"] == [] and set(first["todo"]) == set(expansion.plan("smoke"))

@@ -117,6 +117,15 @@ def mine(monkeypatch):
         (gradual(recipe="dünn"), "recipe: 'dünn' must be letters"),
         (gradual(recipe=""), "recipe: '' must be letters"),
         (gradual(study="../../elsewhere"), "study: '../../elsewhere' must be letters"),
+        (gradual(recipe="r" * 161), "recipe: 'r+' must be letters, .* at most 160"),
+        (gradual(optional="no"), "optional: 'no' must be true or false"),
+        (gradual(optional=None), "optional: None must be true or false"),
+        ({"published": {"dense": None}}, "published: dense: None must be a perplexity"),
+        ({"published": {"dense": "low"}}, "published: dense: 'low' must be a perplexity"),
+        ({"results": "05_result"}, "results: '05_result' must be one of 00"),
+        ({"parameters": {"lr": None}}, "01_baselines: dense: lr: None must lie between"),
+        ({"parameters": None}, "parameters: None must be a dict"),
+        ({"notebooks": {"01_baselines": None}}, "01_baselines: None must name recipes"),
     ],
 )  # fmt: skip
 def test_a_study_that_cannot_be(mine, change, message):
@@ -185,3 +194,63 @@ def test_a_thousand_runs_are_planned_in_seconds(mine):
 def test_every_study_of_the_project_reads():
     for path in (ROOT / "studies").rglob("*.yaml"):
         assert yaml_files.read(path, "study")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001), ("5e-4", 0.0005), ("1.5e3", 1500.0), (".5", 0.5), ("-1.5E+3", -1500.0),
+        ("2:4", "2:4"), ("1:30:00", "1:30:00"), ("010", 10), ("0x1F", 31), ("1_000", 1000),
+        ("1.2.3", "1.2.3"), ("1e", "1e"), ("e5", "e5"), ("'1e-3'", "1e-3"), ("yes", True), ("~", None),
+    ],
+)  # fmt: skip
+def test_numbers_are_read_as_they_are_meant(tmp_path, text, value):
+    """YAML 1.1 has 1e-3 as a text, 2:4 as 124 and 010 as 8."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"a: {text}\nb: [{text}]\n")
+    found = yaml_files.read(path, "study")
+    assert found == {"a": value, "b": [value]} and type(found["a"]) is type(value)
+    yaml_files.write(path, found)
+    assert yaml_files.read(path, "study") == found
+
+
+def test_unquoted_patterns_and_exponents_make_the_runs_that_are_meant(runs_folder):
+    folder = runs_folder / "2024"
+    folder.mkdir(parents=True)
+    (folder / "study.yaml").write_text(
+        "study: 2024\nparameters: {lr: 1e-3, steps: 1e2}\nnotebooks:\n"
+        "  01_baselines: {dense: {seed: [0, 1]}}\n"
+        "  02_pruning: {gradual: {one_shot_run: '', sparsity: 0.5, scope: [2:4, 4:8]}}\n"
+        "  06_criteria: {criteria: {sparsities: 0.5, patterns: 2:4}}\n"
+    )
+    plan = expansion.plan("2024")
+    assert plan["dense-seed1"].parameters["lr"] == 0.001
+    assert plan["dense-seed0"].parameters["steps"] == 100
+    assert plan["gradual-2of4-s50-seed0"].parameters["scope"] == "2:4"
+    p = plan["criteria-seed0"].parameters
+    assert (p["study"], p["sparsities"], p["patterns"]) == ("2024", "0.5", "2:4")
+
+
+def test_folders_of_one_name_are_told_apart(mine, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    models = ["/data/a/tiny", "/data/b/tiny/", "~/b/tiny", "org/tiny", "gpt2"]
+    plan = mine({"parameters": {"model": models}, "notebooks": DENSE | gradual()["notebooks"]})
+    names = ["a-tiny", "data-b-tiny", "me-b-tiny", "org-tiny", "gpt2"]
+    assert set(plan) == {f"dense-{name}-seed0" for name in names} | {
+        f"gradual-{name}-s90-seed0" for name in names
+    }
+    run = plan["gradual-me-b-tiny-s90-seed0"]
+    assert run.parameters["model"] == "/home/me/b/tiny"
+    assert run.depends_on == ("dense-me-b-tiny-seed0",) and run.axes == {"model": "me-b-tiny"}
+
+
+def test_home_is_expanded_wherever_a_folder_may_be_named(mine, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    entry = {"data": "~/text", "init_from": "~/model", "one_shot_run": ""}
+    plan = mine(
+        {"parameters": {"model": "~/base"}, "notebooks": {"02_pruning": {"gradual": entry}}}
+    )
+    p = plan["gradual-s90-seed0"].parameters
+    assert [p[key] for key in ("model", "data", "init_from")] == [
+        "/home/me/base", "/home/me/text", "/home/me/model",
+    ]  # fmt: skip

@@ -3,7 +3,16 @@ import torch
 from conftest import tiny_gpt2
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prunegpt_utils import calibration, criteria, losses, masks, modeling, sparsegpt, tokenization
+from prunegpt_utils import (
+    calibration,
+    criteria,
+    forward,
+    losses,
+    masks,
+    modeling,
+    sparsegpt,
+    tokenization,
+)
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.tokenization import windows
@@ -141,11 +150,11 @@ def test_in_bf16_the_blocks_run_faster_and_the_solver_does_not_notice(ids, kind,
     outputs = set()
     layer = list(modeling.prunable_layers(model).values())[-1]
     layer.register_forward_hook(lambda _, __, output: outputs.add(output.dtype))
-    with modeling.autocast(model, "bf16"):
+    with forward.autocast(model, "bf16"):
         masks.prune(model, "sparsegpt", 0.5, "uniform", batches=texts)
     assert outputs == {torch.bfloat16}
     assert set(seen) == {False, torch.float32}
-    with modeling.autocast(model, "bf16"):
+    with forward.autocast(model, "bf16"):
         moments = calibration.input_moments(MODELS[kind](), texts)
     for mean in moments.values():
         assert mean.dtype == torch.float32
@@ -238,8 +247,53 @@ def test_sparsegpt_leaves_inputs_that_never_come():
     weight, hessian = problem()
     hessian[3], hessian[:, 3] = 0, 0
     rule, _ = masks._column_rule(0.2, "uniform")
-    ours, _ = sparsegpt.sparsify_weight(weight, hessian, rule)
+    ours, mask = sparsegpt.sparsify_weight(weight, hessian, rule)
     assert ours.isfinite().all() and (ours[:, 3] == 0).all()
+    assert torch.equal(ours != 0, mask)
+
+
+@pytest.mark.parametrize("dead", [[], [0, 1, 2], range(20)])
+def test_sparsegpt_cuts_no_more_for_inputs_that_never_come(dead):
+    """They go first, but exactly two of four go, of whatever four."""
+    weight, hessian = problem()
+    hessian[list(dead)], hessian[:, list(dead)] = 0, 0
+    rule, columns = masks._column_rule(0.5, "2:4")
+    ours, mask = sparsegpt.sparsify_weight(weight, hessian, rule, columns)
+    assert ours.isfinite().all() and torch.equal(ours != 0, mask)
+    assert (mask.unflatten(1, (-1, 4)).sum(-1) == 2).all()
+    if dead:
+        assert (mask[:, 3] | ~mask[:, :3].any(1)).all()  # what comes is kept before what does not
+        assert torch.equal(ours[:, :3], weight[:, :3] * mask[:, :3])
+
+
+def test_sparsegpt_survives_inputs_that_are_all_alike():
+    """Of a Hessian of rank one, which has no inverse, the damped one has."""
+    weight, x = torch.randn(6, 20), torch.ones(1, 20) * 1e3
+    rule, _ = masks._column_rule(0.5, "uniform")
+    ours, mask = sparsegpt.sparsify_weight(weight, x.T @ x, rule)
+    assert ours.isfinite().all() and int(mask.sum()) == 60
+
+
+def test_zeros_that_are_there_go_first_by_every_criterion(ids):
+    model = tiny_gpt2()
+    masks.prune(model, "magnitude", 0.4, "global")
+    for name in set(criteria.CRITERIA) - {"sparsegpt"}:
+        cut = modeling.frozen_copy(model).requires_grad_(True)
+        masks.prune(cut, name, 0.6, "global", stats_of(cut, ids, name))
+        assert masks.measure_sparsity(cut)["prunable"] == pytest.approx(0.6, abs=1e-3), name
+
+
+def test_a_layer_that_calibration_never_calls_is_one_line(ids):
+    model = tiny_gpt2()
+    unused = torch.nn.Linear(4, 4)
+    model.transformer.h[0].unused = unused
+    for name in ("wanda", "fisher"):
+        with pytest.raises(
+            ParameterError, match="criterion: 'transformer.h.0.unused.weight' is never"
+        ):
+            stats_of(model, ids, name)
+    with pytest.raises(ParameterError, match="unused.weight' is never called"):
+        masks.check_cut(model, "sparsegpt", 0.5, "uniform")
 
 
 def test_a_criterion_of_ones_own(ids, monkeypatch):

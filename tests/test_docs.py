@@ -9,14 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from conftest import ONE_THREAD, ROOT, small_text
+from conftest import ONE_THREAD, ROOT, small_text, tiny_gpt2
+from test_architectures import ARCHITECTURES
 
-from prunegpt_utils import criteria, hub
+from prunegpt_utils import calibration, criteria, hub
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.report import frames, tables
 from prunegpt_utils.runs import records
 
+README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "bring-your-own.md"
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 SMALLER = {  # what the guide says -> what the tests run instead
@@ -62,7 +65,9 @@ def test_the_guide_s_python_runs(mine, tmp_path, monkeypatch, own_registry, caps
     for code in blocks(GUIDE, "python"):
         exec(compile(smaller(code, mine), str(GUIDE), "exec"), space)
     sys.modules.pop("my_criteria")
-    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("data: ") for line in lines[:-3])  # where each file went
+    printed = [line.split() for line in lines[-3:]]
     assert [line[0] for line in printed] == ["relative", "magnitude", "random"]
     assert all(float(line[1]) == pytest.approx(0.5, abs=1e-3) for line in printed)
     assert len({line[2] for line in printed}) == 3  # three rankings, three models
@@ -189,3 +194,24 @@ def test_the_citation_is_valid():
         assert {"type", "title", "authors"} <= set(work)
     project = (ROOT / "pyproject.toml").read_text()
     assert f'version = "{cited["version"]}"' in project
+
+
+def test_what_a_criterion_sees_of_the_inputs_is_what_the_guide_says():
+    """E[x^2] of each input: a vector, one number an input."""
+    assert "E[x²]" in GUIDE.read_text("utf-8")
+    model, rows = tiny_gpt2(), torch.randint(0, 97, (3, 17))
+    seen, layer = [], model.transformer.h[0].mlp.c_fc
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, 1)))
+    stats = calibration.calibrate(model, "inputs", [rows[:1], rows[1:]], None)
+    hook.remove()
+    known = stats["transformer.h.0.mlp.c_fc.weight"].squared_inputs
+    torch.testing.assert_close(known, torch.cat(seen).square().mean(0))
+    assert known.shape == (layer.nx,)
+
+
+def test_the_readme_names_the_architectures_that_are_tested():
+    row = next(
+        line for line in README.read_text("utf-8").splitlines() if "| architecture |" in line
+    )
+    listed = re.findall(r"gradients and zeros: (.*?)\. Mixtures .*? counted: (.*?);", row)
+    assert sorted(", ".join(listed[0]).split(", ")) == sorted(", ".join(ARCHITECTURES).split(", "))

@@ -1,9 +1,12 @@
+import inspect
 from functools import partial
 
 import pytest
 import torch
+from conftest import ROOT
 from transformers import GPT2Config
 
+from prunegpt_utils import losses
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.efficiency import _Peak, predicted_memory, time_in_turns, tracked_memory
 
@@ -38,3 +41,13 @@ def test_acts_take_turns_after_one_to_warm_up(monkeypatch):
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     found = time_in_turns({"a": partial(order.append, 1), "b": partial(order.append, 2)}, 2)
     assert order == [1, 2, 1, 2, 1, 2] and found == {"a": [1, 1], "b": [1, 1]}
+
+
+def test_the_chunk_of_the_prediction_is_that_of_the_loss():
+    """Otherwise notebook 03's table shows the memory of a loss that nobody computes."""
+    plan = TrainConfig(1, 1e-3, batch=2, alpha=0.5)
+    chunk = inspect.signature(losses.mean_loss).parameters["chunk"].default
+    logits = predicted_memory(SMALL, plan, 256)["logits of a chunk"]
+    assert logits == 5 * chunk * SMALL.vocab_size * 4 and chunk < 512
+    prose = (ROOT / "notebooks" / "03_distillation.ipynb").read_text("utf-8")
+    assert f"made for {chunk} tokens at a time" in prose

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import WIKITEXT, tiny_gpt2, tokens_of
 
-from prunegpt_utils import corpora, evaluation, modeling, tokenization
+from prunegpt_utils import corpora, evaluation, forward, modeling, tokenization
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.evaluation import perplexity
 
@@ -93,10 +93,10 @@ def test_scoring_leaves_the_mode_alone(model, ids):
 
 def test_reading_neither_drops_out_nor_learns(model):
     model.train()
-    with modeling.inference_mode(model):
+    with forward.inference_mode(model):
         assert not model.training and not torch.is_grad_enabled()
         assert model.config._attn_implementation == "sdpa"
-    with pytest.raises(RuntimeError), modeling.inference_mode(model):
+    with pytest.raises(RuntimeError), forward.inference_mode(model):
         raise RuntimeError
     assert model.training and model.config._attn_implementation == "eager"
 

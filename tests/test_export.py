@@ -7,12 +7,13 @@ import sys
 
 import pytest
 import torch
-from conftest import ONE_THREAD, scored, tiny_gpt2
+from conftest import ONE_THREAD, measured, scored, tiny_gpt2
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from prunegpt_utils import __main__ as commands
 from prunegpt_utils import masks, modeling, structured
+from prunegpt_utils.report import model_card
 from prunegpt_utils.runs import records
 
 ALONE = "import sys; sys.modules['prunegpt_utils'] = None  # any import of it would fail\n"
@@ -71,6 +72,23 @@ def test_plain_transformers_generate_from_it(made, sparse, runs_folder, capsys):
     assert done.stdout.startswith("Return a list of") and len(done.stdout) > 18
     warned = [line for line in done.stderr.splitlines() if not line.startswith("Loading weights")]
     assert not "".join(warned)
+
+
+def test_a_batch_of_prompts_works_in_a_pipeline(made, sparse, runs_folder):
+    """Each prompt goes on as it does alone, though the batch pads the shorter one."""
+    commands.main(["export", made(sparse)])
+    folder = runs_folder / "mine" / "exports" / "gradual-s80-seed3"
+    assert modeling.load_tokenizer("pydocs-base").pad_token is None
+    writer = pipeline("text-generation", model=str(folder), device="cpu")
+    options = {"max_new_tokens": 6, "do_sample": False, "return_full_text": False}
+    prompts = ["Return a list of all the names in a", "This"]
+    batch = writer(prompts, batch_size=2, **options)
+    assert batch == [writer(prompt, **options) for prompt in prompts]
+    assert len({found[0]["generated_text"] for found in batch} - {""}) == 2
+    tokenizer = AutoTokenizer.from_pretrained(folder)  # of its own: the pipeline changes its side
+    ids = tokenizer(prompts, return_tensors="pt", padding=True)
+    written = writer.model.generate(**ids, max_new_tokens=6, do_sample=False)[:, -6:]
+    assert [found[0]["generated_text"] for found in batch] == tokenizer.batch_decode(written)
 
 
 def test_every_zero_is_in_the_file(made, sparse, runs_folder):
@@ -179,3 +197,23 @@ def test_metadata_names_what_came_from_the_hub(made, sparse, runs_folder):
     assert data.base_model == "gpt2" and data.datasets == ["Salesforce/wikitext"]
     assert data.eval_results[0].dataset_type == "Salesforce/wikitext"
     assert data.eval_results[0].dataset_config == "wikitext-2-raw-v1"
+
+
+def test_a_base_of_notebook_00_can_be_taken_along(runs_folder):
+    """Its record has no `model` and no `data`: it made both."""
+    p = {"study": "pretraining", "recipe": "pretraining", "seed": 0, "packages": "seaborn"}
+    run, base = records.open_run("00_pretraining", p), tiny_gpt2(vocabulary=2048)
+    modeling.save_model(base, modeling.load_tokenizer("pydocs-base"), run.model)
+    content = measured(12.0, 0.0) | {"sparsity": {"requested": 0.0, **masks.measure_sparsity(base)}}
+    content["data"]["name"] = "package-docs"
+    records.write(run, **content)
+    folder = model_card.export("pretraining", run.name)
+    text = (folder / "README.md").read_text("utf-8")
+    assert "from random weights" in text and "text is `package-docs`" in text
+
+
+def test_an_exported_tokenizer_pads_a_batch(made, sparse, runs_folder):
+    folder = model_card.export(*made(sparse).split("/"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(["Return a list of", "If"], padding=True, return_tensors="pt")
+    assert ids["attention_mask"].sum(1).tolist() == [4, 1]

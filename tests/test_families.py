@@ -11,11 +11,16 @@ from prunegpt_utils.corpora import SPLITS
 from prunegpt_utils.runs import records
 
 SMALL = {"vocab_size": 2048, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+WINDOW = {"intermediate_size": 64, "num_key_value_heads": 1, "use_sliding_window": True,
+          "sliding_window": 16, "max_window_layers": 1}  # fmt: skip
 FAMILIES = {  # name -> (configuration, matrices a block)
     "OPT": ({"ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 64}, 6),
     "GPTNeoX": ({"intermediate_size": 64, "max_position_embeddings": 64}, 4),
     "Llama": ({"intermediate_size": 64, "num_key_value_heads": 1}, 7),
-    "Qwen2": ({"intermediate_size": 64, "num_key_value_heads": 1}, 7),
+    "Qwen2": (WINDOW, 7),  # whose second block looks back at 16 tokens
+    "GPTJ": ({"rotary_dim": 8, "bos_token_id": 0, "eos_token_id": 0}, 6),  # a bias in its head
+    "Gemma2": ({"intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 16}, 7),  # soft caps
+    "Mixtral": ({"intermediate_size": 64, "num_key_value_heads": 1, "num_local_experts": 4}, 7),
 }
 
 
@@ -35,7 +40,8 @@ def test_the_block_matrices_are_found(family):
     folder, matrices = family
     weights = modeling.prunable_weights(modeling.load_model(folder))
     assert len(weights) == matrices
-    assert all(weight.ndim == 2 for weight in weights.values())
+    stacks = sum(weight.ndim == 3 for weight in weights.values())
+    assert stacks == (2 * 2 if folder.name == "Mixtral" else 0)
 
 
 @pytest.mark.system

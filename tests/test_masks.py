@@ -1,6 +1,7 @@
 import pytest
 import torch
 from conftest import tiny_gpt2
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from prunegpt_utils import calibration, criteria, masks, modeling, schedules
 from prunegpt_utils.errors import ParameterError
@@ -152,6 +153,26 @@ def test_a_pattern_is_exact_in_a_model(model, pattern):
 def test_a_pattern_that_does_not_fit(sparsity, shape, message):
     with pytest.raises(ParameterError, match=message):
         masks.make_masks({"a": torch.ones(shape)}, sparsity, "2:4", {"a": 1})
+
+
+@pytest.mark.parametrize("criterion", sorted(criteria.CRITERIA))
+def test_a_pattern_that_does_not_fit_a_model_is_told_before_any_work(criterion):
+    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=30, n_layer=1, n_head=2)
+    model = GPT2LMHeadModel(config)
+    for act in (masks.check_cut, masks.prune):
+        with pytest.raises(ParameterError, match="scope: '2:4' does not divide the 30 inputs of"):
+            act(model, criterion, 0.5, "2:4")
+
+
+def test_uniform_cuts_each_matrix_of_a_stack_alike():
+    stack = torch.cat([torch.rand(1, 6, 8), 1 + torch.rand(2, 6, 8)])
+    kept = masks.make_masks({"experts": stack}, 0.25, "uniform")["experts"]
+    assert kept.sum((1, 2)).tolist() == [36, 36, 36]
+    assert masks.make_masks({"experts": stack}, 0.25)["experts"].sum((1, 2)).tolist() == [
+        12,
+        48,
+        48,
+    ]
 
 
 @pytest.mark.parametrize("scope", ["global", "uniform", "per-row"])

@@ -1,16 +1,20 @@
 """Committed notebooks are executed and clean; every notebook runs; wrong input is one line."""
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from tempfile import gettempdir
 
 import pytest
-from conftest import ONE_THREAD, ROOT, papermill
+from conftest import ONE_THREAD, ROOT, papermill, small_text, tiny_gpt2
+from tokenizers import normalizers
 
+from prunegpt_utils import masks, modeling
 from prunegpt_utils.report import html, tables
 from prunegpt_utils.runs import expansion, records
 
@@ -55,6 +59,18 @@ def test_parameters_are_typed_literals_with_help(path):
     ]
     for line in "".join(cell["source"]).splitlines():
         assert re.fullmatch(r'\w+: (str|int|float|bool) = ("[^"]*"|[\w.]+)  # [^=]+', line), line
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_assertion_carries_a_sentence(path):
+    """It is all that a reader sees of it in the log of a study."""
+    for cell in code_cells(path):
+        source = "".join(cell["source"]).replace("%matplotlib", "#")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Assert):
+                assert node.msg is not None, ast.unparse(node)
+            elif "assert_close" in ast.unparse(getattr(node, "func", ast.Pass())):
+                assert any(word.arg == "msg" for word in node.keywords), ast.unparse(node)
 
 
 WRITING = [path for path in NOTEBOOKS if "records.write(" in path.read_text("utf-8")]
@@ -192,6 +208,8 @@ def test_pretraining_notebook_runs(tmp_path):
         ("02_pruning", {"sparsty": 0.5}, "sparsty: 0.5 is no parameter of this notebook; did you mean 'sparsity'?"),
         ("01_baselines", {"data": "no-such-text"}, "data: 'no-such-text' must be pydocs, a file or folder"),
         ("01_baselines", {"init_from": "", "model": "no/such"}, "model: 'no/such' is not on this machine"),
+        ("03_distillation", {"init_from": "", "teacher": "", "baseline": "nonsense", "data": "pydocs-small"},
+         "baseline: 'nonsense' names no recipe that this study makes"),
         ("01_baselines", {"init_from": "", "block_size": 4096}, "block_size: 4096 is longer than the model's 128 positions"),
     ],
 )  # fmt: skip
@@ -203,3 +221,53 @@ def test_wrong_input_is_one_line_and_writes_nothing(tmp_path, notebook, paramete
     assert not list(tmp_path.rglob("*.json")) or not list(
         (tmp_path / "wrong" / "records").glob("*")
     )
+
+
+def odd_model(folder, kind):
+    """A model of a kind that a reader may bring, with a tokenizer beside it."""
+    tokenizer = modeling.load_tokenizer("pydocs-base")
+    layers = 1 if kind == "one layer" else 2
+    base = tiny_gpt2(vocabulary=2048 + 64 * (kind == "padded"), block=64, layers=layers)
+    if kind == "zeros":
+        masks.prune(base, "magnitude", 0.6, "global")
+    if kind == "nfc":
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    modeling.save_model(base, tokenizer, folder)
+    return str(folder)
+
+
+ZERO_STEPS = {"init_from": "", "steps": 0, "block_size": 64, "batch": 2}
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    ("kind", "notebook", "parameters", "message"),
+    [
+        ("nfc", "01_baselines", {"recipe": "zero-shot"}, ""),
+        ("one layer", "02_pruning", {"one_shot_run": "", "sparsity": 0.0, "steps": 2, "batch": 500}, ""),
+        ("padded", "02_pruning", {"one_shot_run": ""}, ""),
+        ("zeros", "02_pruning", {"one_shot_run": "", "sparsity": 0.3}, ""),
+        ("zeros", "06_criteria", {}, "init_from: "),
+        ("one layer", "06_criteria", {"sparsities": "0.5", "patterns": ""}, ""),
+        ("one layer", "09_structured", {"teacher": "", "neuron_sparsity": 0.7}, ""),
+        ("one layer", "09_structured", {"teacher": "", "neuron_sparsity": 0.99}, "neuron_sparsity: "),
+    ],
+)  # fmt: skip
+def test_sound_input_of_any_kind_passes_or_is_refused_in_one_line(
+    tmp_path, kind, notebook, parameters, message
+):
+    text = small_text(tmp_path / "text")
+    with (text / "valid.txt").open("a", encoding="utf-8") as file:
+        file.write("\n\n" + unicodedata.normalize("NFD", "Le café est fermé."))
+    given = ZERO_STEPS | {
+        "study": "odd",
+        "model": odd_model(tmp_path / "m", kind),
+        "data": str(text),
+    }
+    given = {k: v for k, v in given.items() if notebook != "06_criteria" or k != "steps"}
+    done = papermill(notebook, tmp_path, given | parameters)
+    last = ([line for line in done.stderr.splitlines() if line.strip()] or [""])[-1]
+    if message:
+        assert done.returncode and last.startswith(f"ParameterError: {message}"), done.stderr
+    else:
+        assert done.returncode == 0, done.stderr

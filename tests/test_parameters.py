@@ -64,6 +64,31 @@ def test_what_the_reader_defines_later_is_no_parameter():
     assert parameters.read(space) == {"study": "a", "steps": 3, "sparsity": 0.9}
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "meant"),
+    [
+        ("lr", "1e-3", 0.001), ("steps", "1e3", 1000), ("steps", 400.0, 400), ("scope", 124, "2:4"),
+        ("patterns", 248, "4:8"), ("sparsities", 0.5, "0.5"), ("study", 2024, "2024"),
+        ("model", "~/tiny", "/home/me/tiny"), ("recipe", "~", "~"), ("lr", "fast", "fast"),
+        ("steps", 2.5, 2.5), ("study", True, True), ("study", 20.5, 20.5), ("teacher", None, None),
+        ("unknown", "~", "~"),
+    ],
+)  # fmt: skip
+def test_what_yaml_and_papermill_make_of_a_value_is_read_as_meant(monkeypatch, name, given, meant):
+    monkeypatch.setenv("HOME", "/home/me")
+    found = parameters.as_meant(name, given)
+    assert found == meant and type(found) is type(meant)
+
+
+def test_a_notebook_gets_what_was_meant():
+    """Its cells use the names themselves, not what `read` returns."""
+    declared = 'study: str = "a"\nscope: str = ""\nlr: float = 0.1\nsparsities: str = "0.9"'
+    space = {"In": ["", declared], "study": 2024, "scope": 124, "lr": "1e-3", "sparsities": 0.5}
+    meant = {"study": "2024", "scope": "2:4", "lr": 0.001, "sparsities": "0.5"}
+    assert parameters.read(space) == meant == {name: space[name] for name in meant}
+    assert parameters.read(space) == meant
+
+
 def test_notebooks_show_one_line_and_no_traceback():
     error = ParameterError("sparsity", 90, "must lie in [0, 1)")
     assert error._render_traceback_() == ["ParameterError: sparsity: 90 must lie in [0, 1)"]

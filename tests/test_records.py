@@ -8,7 +8,7 @@ from conftest import ROOT, measured, scored
 
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.report import frames, publish
-from prunegpt_utils.runs import expansion, records
+from prunegpt_utils.runs import expansion, records, validation
 
 P = {"study": "t", "recipe": "gradual", "seed": 3, "sparsity": 0.9, "steps": 5}
 
@@ -181,3 +181,17 @@ def test_publish_refuses_an_incomplete_study(monkeypatch):
         ParameterError, match="study: 'smoke' is incomplete: zero-shot-seed0, dense-seed0"
     ):
         publish.publish("smoke")
+
+
+@pytest.mark.parametrize("depth", [150, 700, 100_000])
+def test_a_record_that_is_nested_too_deeply_is_one_line(depth):
+    run = records.open_run("02_pruning", P)
+    record = json.dumps(records.write(run, **measured()) | {"sample": "DEEP"})
+    run.record.write_text(record.replace('"DEEP"', '{"a": ' + "[" * depth + "]" * depth + "}"))
+    try:
+        records.read(run.record)
+        assert depth < 200
+    except ParameterError as error:
+        assert len(str(error).splitlines()) == 1 and len(str(error)) < 500
+    problems = list(validation.validate("t"))
+    assert problems and all(line.startswith(run.record.name) for line in problems)

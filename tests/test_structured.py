@@ -1,6 +1,7 @@
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+import transformers
+from transformers import AutoModelForCausalLM
 
 from prunegpt_utils import modeling, structured
 from prunegpt_utils.errors import ParameterError
@@ -57,13 +58,37 @@ def test_silent_neurons_go_first_and_unnoticed(model, ids):
     torch.testing.assert_close(small(ids[None, :32]).logits, model(ids[None, :32]).logits)
 
 
-def test_other_architectures_are_refused():
-    config = LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                         num_attention_heads=2, vocab_size=50)  # fmt: skip
-    with pytest.raises(ParameterError, match="model: 'LlamaForCausalLM' must be a GPT-2"):
-        structured.prune_structured(LlamaForCausalLM(config), 0.5)
+SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+OTHERS = {
+    "Llama": SMALL | {"intermediate_size": 32},
+    "OPT": SMALL | {"ffn_dim": 32, "word_embed_proj_dim": 16},
+    "GPTNeo": {"vocab_size": 50, "hidden_size": 16, "num_layers": 1, "num_heads": 2,
+               "attention_types": [[["global"], 1]]},
+    "OpenAIGPT": {"vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2},  # Conv1D, c_fc and all
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("sparsities", [(0.5, 0.0), (0.0, 0.5)])
+def test_other_architectures_are_refused(family, sparsities):
+    config = getattr(transformers, f"{family}Config")(**OTHERS[family])
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ParameterError, match=f"model: '{family}.*' must be a GPT-2"):
+        structured.prune_structured(model, *sparsities)
 
 
 def test_one_head_must_stay(model):
     with pytest.raises(ParameterError, match="head_sparsity: 0.9 leaves none of 2 heads"):
         structured.prune_structured(model, 0.0, 0.9, "magnitude")
+
+
+@pytest.mark.parametrize("share", [0.9, 0.99])
+def test_a_share_of_neurons_that_removes_nothing_is_refused(model, share):
+    message = f"neuron_sparsity: {share} leaves less than 8 of 64 neurons, and so none would go"
+    with pytest.raises(ParameterError, match=message):
+        structured.prune_structured(model, share, 0.0, "magnitude")
+
+
+def test_a_share_of_heads_that_removes_nothing_is_refused(model):
+    with pytest.raises(ParameterError, match="head_sparsity: 0.2 removes none of 2 heads"):
+        structured.prune_structured(model, 0.0, 0.2, "magnitude")

@@ -310,3 +310,17 @@ def test_states_teach_the_same_model_nothing(ids):
     assert float(loss) == 0 and loss.requires_grad
     other = losses.batch_loss(model, rows, plan, modeling.frozen_copy(tiny_gpt2(seed=5)))
     assert float(other) > 0.1
+
+
+def test_a_cut_that_cannot_be_made_is_refused_before_the_first_step(model, ids, tmp_path):
+    """However late the schedule would have asked for it."""
+    late = {"final": 0.5, "prune_from": 0.9, "prune_until": 0.9}
+    for schedule, message in (
+        (PruningSchedule(criterion="sparsegpt", scope="global", **late), "scope: 'global' must be"),
+        (PruningSchedule(scope="1:4", final=0.8, prune_from=0.9), "sparsity: 0.8 must be at most"),
+        (PruningSchedule(criterion="sparsegpt", scope="2:4", start=0.25, final=0.5), "sparsity: 0.25"),
+    ):  # fmt: skip
+        config = TrainConfig(10, 1e-3, batch=2, pruning=schedule)
+        with pytest.raises(ParameterError, match=message):
+            train(model, windows(ids, 16), ids[:64], tmp_path, config)
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -51,11 +51,26 @@ def log_axes(axes: Axes, percent: bool = False, **settings: object) -> None:
     plain_log_axis(axes.yaxis)
 
 
-def save(figure: Figure, folder: Path, name: str) -> Path:
+def left_out(figure: str, why: str) -> Figure | None:
+    """Say that a figure is not drawn; None is what there is instead, and `save` passes it on."""
+    print(f"No figure of {figure}: {why}.")
+    return None
+
+
+def legend(axes: Axes, **settings: object) -> None:
+    """`axes.legend(**settings)` where there is something to name."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(**settings)
+
+
+def save(figure: Figure | None, folder: Path, name: str) -> Path | None:
     """Write PNG (its path is returned), SVG and the drawn data as CSV: equal data, equal bytes.
 
-    PNG and SVG carry `description` with them, where a page finds its alternative text.
+    PNG and SVG carry `description` with them, where a page finds its alternative text. A figure
+    that was `left_out` is None, and so is its path.
     """
+    if figure is None:
+        return None
     folder.mkdir(parents=True, exist_ok=True)
     about = {"Title": name, "Description": description(figure)}
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None, **about})
@@ -69,16 +84,16 @@ def points(figure: Figure) -> pd.DataFrame:
 
     A row a point of a line that has a label (x is empty where the line is level, from edge to
     edge), or a row a cell of a heat map; or the figure's own attribute `drawn`, where a line is not
-    what carries a series.
+    what carries a series. What is not a number is not drawn.
     """
     if hasattr(figure, "drawn"):
-        return figure.drawn
+        return figure.drawn.dropna(subset="y")
     rows = []
     for axes in figure.axes:
         rows += [(_title(axes), *point) for line in axes.lines for point in _of_line(axes, line)]
         for mesh in axes.findobj(QuadMesh):
             rows += [(_title(axes), *cell) for cell in _of_heat_map(axes, mesh)]
-    return pd.DataFrame(rows, columns=["panel", "series", "x", "y"])
+    return pd.DataFrame(rows, columns=["panel", "series", "x", "y"]).dropna(subset="y")
 
 
 def _of_line(axes, line):

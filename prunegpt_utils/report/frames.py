@@ -1,20 +1,26 @@
 """Records to data frames: one row a run, a point of a curve, or a mean over seeds."""
 
+import json
 import math
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
+from prunegpt_utils.config import training_parameters
 from prunegpt_utils.report.methods import method_label, order
-from prunegpt_utils.runs.expansion import variant_name
+from prunegpt_utils.runs import study_files
+from prunegpt_utils.runs.expansion import resolve, variant_name
 
 # notebooks whose records are not about how good one pruned model is
 _OTHER_NOTEBOOKS = ("00_pretraining", "04_size_and_speed", "06_criteria", "12_one_shot")
 _COLUMNS = (
-    "run", "recipe", "base_recipe", "axes", "label", "seed", "sparsity", "scope", "criterion",
-    "model_sparsity", "perplexity", "test", "tokens", "seconds",
+    "run", "recipe", "base_recipe", "axes", "label", "seed", "requested", "neurons", "heads",
+    "sparsity", "scope", "criterion", "model_sparsity", "perplexity", "test", "tokens", "seconds",
+    "untaught",
 )  # fmt: skip
+# what was asked to go; what went differs a little from seed to seed, and so makes no groups
+REQUESTED = ["requested", "neurons", "heads"]
 
 
 def frame(
@@ -29,20 +35,24 @@ def frame(
         specs: {recipe: (base recipe, axes)} of those that are missing.
 
     Returns:
-        DataFrame with run, recipe, base_recipe, axes, label (see `methods`), seed, sparsity
+        DataFrame with run, recipe, base_recipe, axes, label (see `methods`), seed, what was asked
+        to go (requested, neurons, heads: fractions of block weights, neurons, heads), sparsity
         (measured, of the block matrices, rounded to a tenth of a percent; where whole neurons were
         removed, the share of weights removed), scope, criterion, model_sparsity, perplexity and
-        test (of the validation and the test split), tokens, seconds, ratio and test_ratio (to the
-        dense control of the same seed). What is published and missing travels along as attributes.
+        test (of the validation and the test split), tokens, seconds, untaught (for a run with a
+        teacher, the name of the same run without one, None if there is none), ratio and test_ratio
+        (to the dense control of the same seed). What is published and missing travels along as
+        attributes.
     """
-    rows = [_row(record) for record in records if record["notebook"] not in _OTHER_NOTEBOOKS]
-    table = pd.DataFrame(rows, columns=_COLUMNS)
+    found = [record for record in records if record["notebook"] not in _OTHER_NOTEBOOKS]
+    table = pd.DataFrame([_row(record) for record in found], columns=_COLUMNS)
+    table["untaught"] = pd.Series(_untaught(found), dtype=object)
     control = _of_its_control(table)
     table["ratio"] = table.perplexity / control.perplexity
     table["test_ratio"] = table.test / control.test
     table["order"] = [order(*of) for of in zip(table.base_recipe, table["axes"], strict=True)]
     table["name"] = table.recipe.str.replace(r"\d+", lambda found: found[0].zfill(9), regex=True)
-    table = table.sort_values(["order", "name", "sparsity", "seed"], ignore_index=True)
+    table = table.sort_values(["order", "name", "requested", "sparsity", "seed"], ignore_index=True)
     table = table.drop(columns=["order", "name"])
     table.attrs = {"published": published or {}, "missing": missing or {}, "specs": specs or {}}
     return table
@@ -52,13 +62,63 @@ def _row(record):
     metrics, p, training = record["metrics"], record["parameters"], record["training"]
     return record | {
         "label": method_label(record["base_recipe"], record["axes"]),
-        "sparsity": round(record.get("removed_share", record["sparsity"]["prunable"]), 3),
+        "requested": record["sparsity"].get("requested", record["sparsity"]["prunable"]),
+        "neurons": p.get("neuron_sparsity", 0.0), "heads": p.get("head_sparsity", 0.0),
+        "sparsity": round(_removed(record), 3),
         "scope": p.get("scope", ""), "criterion": p.get("criterion", ""),
         "model_sparsity": record["sparsity"]["model"],
         "perplexity": float(metrics["validation"]["perplexity"]),
         "test": float(metrics["test"]["perplexity"]),
         "tokens": training["tokens"], "seconds": training["seconds"],
     }  # fmt: skip
+
+
+def _removed(record):
+    """Share of the block weights that are gone: measured, never asked for."""
+    share = record.get("removed_share")
+    return record["sparsity"]["prunable"] if share is None else share
+
+
+def _untaught(records):
+    """For each record the run that differs from it by having no teacher, or None."""
+    keys = [json.dumps(training_parameters(r["parameters"]), sort_keys=True) for r in records]
+    taught = [r["parameters"].get("alpha", 0) > 0 for r in records]
+    alone = {}
+    for record, key, has_teacher in zip(records, keys, taught, strict=True):
+        if not has_teacher:
+            alone.setdefault(key, record["run"])
+    return [alone.get(key) if known else None for key, known in zip(keys, taught, strict=True)]
+
+
+def gains(table: pd.DataFrame) -> pd.DataFrame:
+    """What a teacher was worth: a row a run that has one, beside the same run without.
+
+    Returns:
+        DataFrame: such rows of `frame`, with `alone`, `alone_ratio` and `alone_test_ratio`, the
+        perplexity, ratio and test_ratio of the run without a teacher.
+    """
+    columns = {"perplexity": "alone", "ratio": "alone_ratio", "test_ratio": "alone_test_ratio"}
+    alone = table[["run", *columns]].rename(columns={"run": "untaught", **columns})
+    return table[table.untaught.notna()].merge(alone, on="untaught", how="inner")
+
+
+def nll_gains(records: list[dict]) -> dict[str, dict]:
+    """{run: what its teacher was worth, in nats a token} of one study, as the records say.
+
+    Only where the run to compare with, `baseline`, is the same but for the teacher: records of the
+    first release also hold the difference to whatever that parameter named.
+    """
+    names = {record["run"]: name for record, name in zip(records, _untaught(records), strict=True)}
+    recipes = {record["run"]: record["recipe"] for record in records}
+    found = {}
+    for record in records:
+        if names[record["run"]] and record.get("nll_gain_over_baseline"):
+            content, p = study_files.load_or_empty(record["study"]), record["parameters"]
+            spec = resolve(content, "baseline", p)
+            named = spec.parameters["recipe"] if spec else p.get("baseline")
+            if recipes.get(names[record["run"]]) == named:
+                found[record["run"]] = record["nll_gain_over_baseline"]
+    return found
 
 
 def _of_its_control(table):
@@ -70,9 +130,13 @@ def _of_its_control(table):
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds of each recipe and sparsity, with the standard deviation and the count."""
-    groups = table.groupby(["recipe", "sparsity"], sort=False)
-    return groups.agg(
+    """Mean over seeds of each recipe and what was asked to go, with standard deviation and count.
+
+    `sparsity` is the mean of what was measured, to a tenth of a percent.
+    """
+    groups = table.groupby(["recipe", *REQUESTED], sort=False)
+    means = groups.agg(
+        sparsity=("sparsity", "mean"),
         base_recipe=("base_recipe", "first"), axes=("axes", "first"), label=("label", "first"),
         perplexity=("perplexity", "mean"), spread=("perplexity", "std"), test=("test", "mean"),
         ratio=("ratio", "mean"), test_ratio=("test_ratio", "mean"),
@@ -80,6 +144,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         tokens=("tokens", "mean"), seconds=("seconds", "mean"), seeds=("seed", list),
         runs=("run", list),
     ).reset_index()  # fmt: skip
+    return means.assign(sparsity=means.sparsity.round(3))
 
 
 def one_shot_curves(records: list[dict]) -> pd.DataFrame:
@@ -99,23 +164,38 @@ def with_one_shot(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         DataFrame: the rows of pruned runs, in the order of their sparsity and patterns last, with
-        level (sparsity in percent, or the pattern), method (criterion, or recipe if it cuts
-        gradually) and one_shot (perplexity; NaN if not measured).
+        level (sparsity asked for in percent, or the pattern), method (criterion, or recipe if it
+        cuts gradually or something else was changed), asked (the sparsity) and one_shot
+        (perplexity; NaN if not measured).
     """
     rows = table[table.sparsity > 0].copy()
-    patterned = rows.scope.str.contains(":")
-    rows = rows.assign(patterned=patterned).sort_values(["patterned", "sparsity"], kind="stable")
-    rows["level"] = rows.scope.where(rows.patterned, (100 * rows.sparsity).map("{:.0f} %".format))
-    gradual = {"two-four": "gradual", "two-four-distilled": "gradual-distilled"}
-    rows["method"] = rows.base_recipe.replace(gradual)
-    rows["method"] = rows.method.mask(rows.base_recipe == "retrained", rows.criterion)
-    known = curves.assign(sparsity=curves.sparsity.round(2))
+    asked = rows.requested.where(rows.requested > 0, rows.sparsity)
+    rows = rows.assign(patterned=rows.scope.astype(str).str.contains(":"), asked=asked)
+    rows = rows.sort_values(["patterned", "asked"], kind="stable")
+    rows["level"] = [_level(*of) for of in zip(rows.scope, rows.asked, strict=True)]
+    rows["method"] = [_method(row) for row in rows.to_dict("records")]
+    known = curves.assign(sparsity=curves.sparsity.astype(float).round(6))
     known = known.set_index(["criterion", "scope", "sparsity", "seed"]).perplexity
     known = known[~known.index.duplicated()]
-    # to a percent: rows of few weights cannot lose exactly as many as was asked for
-    keys = zip(rows.method, rows.scope, rows.sparsity.round(2), rows.seed, strict=True)
+    keys = zip(rows.method, rows.scope, rows.asked.round(6), rows.seed, strict=True)
     rows["one_shot"] = [known.get(key, math.nan) for key in keys]
     return rows
+
+
+def _method(row):
+    changed = row["axes"].keys() - {"criterion", "scope"}
+    if row["base_recipe"] == "retrained":
+        return row["recipe"] if changed else row["criterion"]
+    gradual = {"two-four": "gradual", "two-four-distilled": "gradual-distilled"}
+    return row["recipe"] if row["axes"] else gradual.get(row["base_recipe"], row["base_recipe"])
+
+
+def _level(scope, share):
+    """`90 %`; of a pattern the pattern, with the share if that is only some of the way there."""
+    if ":" not in scope:
+        return f"{100 * share:g} %"
+    n, m = map(int, scope.split(":"))
+    return scope if share == 1 - n / m else f"{scope}, {100 * share:g} %"
 
 
 def by_steps(records: list[dict]) -> pd.DataFrame:

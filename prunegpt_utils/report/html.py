@@ -1,6 +1,7 @@
 """The report of a study: an index, and a page for each record and notebook."""
 
 import base64
+import contextlib
 import re
 import shutil
 from pathlib import Path
@@ -8,11 +9,12 @@ from pathlib import Path
 import mistune
 import pandas as pd
 
+from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.files import atomic_path
 from prunegpt_utils.report import frames, samples, tables
 from prunegpt_utils.report.methods import method_label, order
 from prunegpt_utils.report.pages import notebook_html, render
-from prunegpt_utils.runs import paths, records, schema, study_files
+from prunegpt_utils.runs import paths, records, study_files
 from prunegpt_utils.runs.expansion import context
 
 _FIRST = ("perplexity", "bytes", "one-shot", "layers", "training")  # figures, in this order
@@ -20,8 +22,9 @@ _METHOD = (  # parameters that tell one recipe from another; the first ones say 
     "steps", "epochs", "lr", "batch", "sparsity_start", "prune_from", "prune_until", "block_size",
     "criterion", "scope", "teacher", "alpha", "temperature",
 )  # fmt: skip
+_GAIN = "nll_gain_over_baseline"
 _PARTS = (  # of a record, in the order of its page; others follow
-    "metrics", "sparsity", "nll_gain_over_baseline", "nll_gap_to_teacher", "training", "parameters",
+    "metrics", "sparsity", _GAIN, "nll_gap_to_teacher", "training", "parameters",
     "sparsity_by_matrix",
 )  # fmt: skip
 
@@ -50,8 +53,9 @@ def build(study: str) -> Path:
                 body=notebook_html(path, notebooks), original=notebooks[path.stem],
                 record=(source / f"{path.stem}.json").exists(),
             )  # fmt: skip
+        fair = frames.nll_gains(found)
         for record in found:
-            _record_page(part / "records", study, record, notebooks)
+            _record_page(part / "records", study, record, notebooks, record["run"] in fair)
         _index(part, study, found, notebooks)
     _list_studies(folder.parent)
     return folder / "report" / "index.html"
@@ -62,9 +66,12 @@ def _put(path, template, study, title, root="", **values):
     path.write_text(text, "utf-8")
 
 
-def _record_page(folder, study, record, notebooks):
+def _record_page(folder, study, record, notebooks, fair):
     parts = {name: record.get(name) for name in _PARTS}
-    parts |= {name: value for name, value in record.items() if isinstance(value, dict | list)}
+    if not fair:  # of a record written before this was looked at
+        parts["difference to another run, not the same without a teacher"] = parts.pop(_GAIN)
+    rest = {name: value for name, value in record.items() if name != _GAIN}
+    parts |= {name: value for name, value in rest.items() if isinstance(value, dict | list)}
     sample, name = [record] if parts.pop("sample", None) else [], record["run"]
     lists = {
         f"{part}: {name}": rows
@@ -81,7 +88,7 @@ def _record_page(folder, study, record, notebooks):
 
 def _index(folder, study, found, notebooks):
     table = frames.frame(found, **context(study))
-    table.drop(columns="axes").to_csv(folder / "table.csv", index=False)
+    table.drop(columns=["axes", "untaught"]).to_csv(folder / "table.csv", index=False)
     headings, rows = _rows(table)
     results = study_files.results_notebook(study)
     _put(
@@ -162,7 +169,8 @@ def _machines(found):
     """Devices, versions and commits of the runs, a row a combination."""
     columns = ["device", "threads", "python", "torch", "transformers", "numpy", "commit"]
     rows = pd.DataFrame([record["environment"] for record in found])
-    rows = rows.reindex(columns=columns).fillna("").assign(commit=rows.commit.str[:10])
+    rows = rows.reindex(columns=columns).fillna("").astype({"commit": str})
+    rows["commit"] = rows.commit.str[:10]
     counts = rows.value_counts(sort=False).reset_index(name="runs")
     return {"columns": list(counts.columns), "rows": counts.to_numpy().tolist()}
 
@@ -171,9 +179,11 @@ def _list_studies(folder):
     """Write the page that leads to every report below a folder."""
     known = []
     for index in sorted(folder.glob("*/report/index.html")):
-        copies = [records.load(path) for path in sorted(index.parent.glob("records/*.json"))]
-        # a report may be of a time when records had another form: its numbers are on its own pages
-        found = [copy for copy in copies if copy.get("schema") == schema.SCHEMA]
+        copies, found = sorted(index.parent.glob("records/*.json")), []
+        for path in copies:
+            # of a time when records had another form, or damaged: its numbers are on its own pages
+            with contextlib.suppress(ParameterError):
+                found.append(records.read(path))
         answer = _bullets(tables.answer(frames.frame(found))) if found else ""
         known.append({"name": index.parts[-3], "records": len(copies), "answer": answer})
     first = f"{known[0]['name']}/report/"

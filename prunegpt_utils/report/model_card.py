@@ -1,5 +1,6 @@
 """A run's model to take along: a stock checkpoint with a model card that says what it is."""
 
+import contextlib
 from pathlib import Path
 
 import yaml
@@ -37,15 +38,19 @@ def export(study: str, run: str, out: str | None = None) -> Path:
     target = Path(out).expanduser().resolve() if out else home / "exports" / run
     _refuse_to_overwrite(target, _title(record))
     model, tokenizer = _load(source), load_tokenizer(source)
-    # what training switched off and generating wants: the cache, and a token to pad with
+    # what training switched off and generating wants: the cache, and a token to pad with, before
+    # the shorter prompts of a batch
     model.config.use_cache = model.generation_config.use_cache = True
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.bos_token
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # only these are saved
     if model.generation_config.pad_token_id is None:
-        model.generation_config.pad_token_id = tokenizer.eos_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
     with atomic_path(target) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         saved = _load(part)
-        assert fingerprint(saved) == fingerprint(model)  # every weight, zeros included
+        if fingerprint(saved) != fingerprint(model):  # every weight, zeros included
+            raise ParameterError("RUN", run, "does not come back from its files as it was written")
         model_card(record, saved).save(part / "README.md")
     return target
 
@@ -57,13 +62,14 @@ def model_card(record: dict, model: PreTrainedModel) -> ModelCard:
         ParameterError: the zeros counted in the model are not the sparsity of the record.
     """
     p = {key: _without_folder(value) for key, value in record["parameters"].items()}
+    data = p.get("data", record["data"]["name"])  # a base of notebook 00 makes its own text
     sparsity = _measured(model, record)
     card = ModelCardData(
         language="en", library_name="transformers", pipeline_tag="text-generation",
         tags=["pruning", "sparsity", "prunegpt"], model_name=_title(record),
-        datasets=[p["data"].partition(":")[0]] if record["data"]["revision"] else None,
-        base_model=p["model"] if record["model"]["revision"] else None,
-        eval_results=list(_results(record, p["data"], sparsity)),
+        datasets=[data.partition(":")[0]] if record["data"].get("revision") else None,
+        base_model=p.get("model") if record["model"].get("revision") else None,
+        eval_results=list(_results(record, data, sparsity)),
     )  # fmt: skip
     return ModelCard.from_template(
         card, template_path=str(FOLDER / "model-card.md"), title=_title(record), record=record, p=p,
@@ -86,7 +92,7 @@ def _results(record, data, sparsity):
         yield EvalResult(
             task_type="text-generation", task_name="Language modelling", dataset_type=kind,
             dataset_name=record["data"]["name"], dataset_config=configuration or None,
-            dataset_revision=record["data"]["revision"], dataset_split=split,
+            dataset_revision=record["data"].get("revision"), dataset_split=split,
             metric_type=metric, metric_name=description, metric_value=value,
         )  # fmt: skip
 
@@ -106,7 +112,9 @@ def _refuse_to_overwrite(target, title):
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     card = target / "README.md"
-    theirs = ModelCard.load(card).data.to_dict().get("model-index") if card.exists() else None
+    theirs = None
+    with contextlib.suppress(ValueError, yaml.YAMLError):  # no model card
+        theirs = ModelCard.load(card).data.to_dict().get("model-index") if card.exists() else None
     if not theirs or theirs[0].get("name") != title:
         raise ParameterError("OUT", str(target), f"holds something else than {title}")
 

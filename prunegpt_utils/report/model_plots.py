@@ -6,11 +6,14 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from prunegpt_utils.report.figure_files import log_axes, percent_axis
+from prunegpt_utils.report.figure_files import left_out, log_axes, percent_axis
 
 
-def training_history(histories: dict) -> Figure:
+def training_history(histories: dict) -> Figure | None:
     """Validation perplexity and sparsity on the way: {label: (rows of history, colour)}."""
+    histories = {label: (rows, colour) for label, (rows, colour) in histories.items() if rows}
+    if not histories:
+        return left_out("the training", "there was none")
     pruned = any(row["sparsity"] for rows, _ in histories.values() for row in rows)
     figure, panels = plt.subplots(
         1 + pruned, 1, sharex=True, squeeze=False, figsize=(7.4, 3.4 + 1.5 * pruned),
@@ -40,7 +43,8 @@ def layer_profile(percents: dict[str, float], title: str, top: float | None = 10
         top: what is drawn darkest; None: the largest number.
     """
     shares = pd.Series(percents)
-    names = shares.index.str.extract(r"(?:^|\.)(\d+)\.(.+)\.")  # h.0.mlp.c_fc.weight: 0, mlp.c_fc
+    # h.0.mlp.c_fc.weight: 0, mlp.c_fc
+    names = shares.index.str.extract(r"(?:^|\.)(\d+)\.(.+?)(?:\.weight)?$")
     cells = shares.set_axis([names[0].astype(int), names[1]]).unstack()[names[1].unique()]
     figure, axes = plt.subplots(figsize=(1.6 * cells.shape[1] + 1.2, 0.45 * len(cells) + 1.4))
     sns.heatmap(

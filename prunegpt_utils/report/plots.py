@@ -1,12 +1,13 @@
 """Figures that compare runs: each function takes data frames and returns a figure."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from prunegpt_utils.report.figure_files import INK, log_axes, plain_log_axis
+from prunegpt_utils.report.figure_files import INK, left_out, legend, log_axes, plain_log_axis
 from prunegpt_utils.report.frames import pareto_front, summary
 from prunegpt_utils.report.methods import CRITERIA, METHODS, style_of
 from prunegpt_utils.report.statistics import half_width
@@ -16,29 +17,33 @@ PERPLEXITY, SPARSITY = "validation perplexity", "sparsity of the block matrices"
 CUT_ONCE = "Cut once, nothing retrained"
 
 
-def perplexity_by_sparsity(table: pd.DataFrame, curves: pd.DataFrame, title: str) -> Figure:
+def perplexity_by_sparsity(table: pd.DataFrame, curves: pd.DataFrame, title: str) -> Figure | None:
     """The answer in one picture: perplexity (log) against sparsity, a line a method.
 
     Args:
         table: of `frames.frame`.  curves: of `frames.one_shot_curves`.
     """
+    means, one_shot = summary(table), _curve(curves, "global", "fisher")
+    levels = _finite(means.set_index("recipe").perplexity)
+    if levels.empty and _finite(one_shot).empty:
+        return left_out("perplexity against sparsity", "these records hold no perplexity of a run")
     figure, axes = plt.subplots(figsize=(7.4, 4.8))
-    means = summary(table)
-    control = means[means.recipe == "control"]
-    floor = (control if len(control) else means).perplexity.min()
-    _line(axes, _curve(curves, "global", "fisher"), METHODS["one-shot"], linestyle=":")
+    all_levels = pd.concat([levels, _finite(one_shot)])
+    control = levels[levels.index == "control"]
+    floor = (control if len(control) else all_levels).min()
+    _line(axes, one_shot, METHODS["one-shot"], linestyle=":")
     drawn = ("original", "narrow", "narrow-distilled", "gradual", "gradual-distilled")
     for recipe in (*drawn, "two-four", "two-four-distilled"):
         rows = means[means.recipe == recipe].set_index("sparsity").sort_index()
         if len(rows):
             _line(axes, rows.perplexity, METHODS[recipe])
             _band(axes, rows, METHODS[recipe][1])
-    top = means[means.recipe != "one-shot"].perplexity.max()
+    top = max(levels.drop("one-shot", errors="ignore"), default=floor)
     log_axes(
         axes, percent=True, xlim=(0, 1.0), ylim=(floor * 0.88, max(top * 1.5, floor * 4)),
         title=title, xlabel=SPARSITY, ylabel=f"{PERPLEXITY} (lower is better)",
     )  # fmt: skip
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.97), fontsize=9.5)
+    legend(axes, loc="upper left", bbox_to_anchor=(0.0, 0.97), fontsize=9.5)
     _levels(axes, means)  # after the legend, which is not to repeat them
     return figure
 
@@ -49,9 +54,15 @@ def _curve(curves, scope, criterion):
     return rows.groupby("sparsity").perplexity.mean()
 
 
+def _finite(values):
+    """Values without those that overflowed or are missing."""
+    return values[np.isfinite(values.astype(float))]
+
+
 def _line(axes, curve, style, markersize=6, **options):
-    """Draw a Series against its index."""
+    """Draw a Series against its index, with gaps where a perplexity overflowed."""
     label, colour, marker = style
+    curve = curve.where(np.isfinite(curve.astype(float)))
     axes.plot(curve, marker=marker, color=colour, label=label, markersize=markersize, **options)
 
 
@@ -66,7 +77,7 @@ def _levels(axes, means):
     """The dense models, each a level line with its name on it."""
     for recipe, dashes in (("zero-shot", (0, (1, 2))), ("control", CONTROL_DASHES)):
         level, below = means[means.recipe == recipe].perplexity.mean(), recipe == "control"
-        if level == level:  # not NaN: the study has it
+        if np.isfinite(level):  # the study has it
             label, colour, _ = METHODS[recipe]
             axes.axhline(level, color=colour, linestyle=dashes, lw=1.4, label=label)
             height, side = (level * 0.985, "top") if below else (level * 1.015, "bottom")
@@ -83,15 +94,18 @@ COSTS = {  # column of `frames.costs` -> (unit, label of the axis, title, what t
 }  # fmt: skip
 
 
-def perplexity_by_cost(costs: pd.DataFrame, cost: str) -> Figure:
+def perplexity_by_cost(costs: pd.DataFrame, cost: str) -> Figure | None:
     """What compression costs: perplexity (log) against bytes or time, what nothing beats ringed.
 
     Args:
         costs: of `frames.costs`.  cost: key of `COSTS`.
     """
-    figure, axes = plt.subplots(figsize=(7.4, 4.8))
     unit, label, title, better = COSTS[cost]
-    costs = costs.assign(x=costs[cost] / unit).dropna(subset=cost)
+    costs = costs.assign(x=costs[cost] / unit)
+    costs = costs[np.isfinite(costs.x.astype(float)) & np.isfinite(costs.perplexity.astype(float))]
+    if costs.empty:
+        return left_out(f"perplexity against {cost}", "these records hold no run with both")
+    figure, axes = plt.subplots(figsize=(7.4, 4.8))
     for _, rows in costs.groupby("recipe", sort=False):
         _line(axes, rows.set_index("x").perplexity, _style(rows))
     best = costs[pareto_front(costs, cost)].sort_values("x")
@@ -106,7 +120,7 @@ def perplexity_by_cost(costs: pd.DataFrame, cost: str) -> Figure:
         )  # fmt: skip
     low = 0.85 * costs.perplexity.min()  # room for the last label
     log_axes(axes, xlabel=label, ylabel=PERPLEXITY, title=title, xlim=(0, None), ylim=(low, None))
-    axes.legend(fontsize=9)
+    legend(axes, fontsize=9)
     return figure
 
 
@@ -115,12 +129,14 @@ def _style(rows):
     return style_of(*rows[["base_recipe", "axes"]].iloc[0])
 
 
-def perplexity_by_steps(table: pd.DataFrame, title: str) -> Figure:
+def perplexity_by_steps(table: pd.DataFrame, title: str) -> Figure | None:
     """Perplexity against the length of training, both logarithmic, a line a recipe.
 
     Args:
         table: of `frames.by_steps`.
     """
+    if _finite(table.perplexity).empty:
+        return left_out("perplexity against steps", "no length of training is an axis here")
     figure, axes = plt.subplots(figsize=(7.4, 4.6))
     for _, rows in table.groupby("recipe", sort=False):
         # a variant of a recipe is hollow
@@ -131,12 +147,14 @@ def perplexity_by_steps(table: pd.DataFrame, title: str) -> Figure:
     steps = sorted(table.steps.unique())
     axes.set_xticks(steps, [f"{step:,}" for step in steps])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.legend(fontsize=9.5)
+    legend(axes, fontsize=9.5)
     return figure
 
 
-def one_shot_curves(curves: pd.DataFrame) -> Figure:
+def one_shot_curves(curves: pd.DataFrame) -> Figure | None:
     """Perplexity (log) against sparsity when nothing is retrained, a line a score and scope."""
+    if _finite(curves.perplexity).empty:
+        return left_out("the one-shot curves", "these records hold none")
     figure, axes = plt.subplots(figsize=(7.4, 4.2))
     styles = {
         ("global", "random"): ("at random", "#CC79A7", "v", "-"),
@@ -148,16 +166,18 @@ def one_shot_curves(curves: pd.DataFrame) -> Figure:
     for (scope, criterion), (*style, dashes) in styles.items():
         _line(axes, _curve(curves, scope, criterion), style, markersize=5, linestyle=dashes)
     log_axes(axes, percent=True, xlabel=SPARSITY, ylabel=PERPLEXITY, title=CUT_ONCE)
-    axes.legend(fontsize=9.5)
+    legend(axes, fontsize=9.5)
     return figure
 
 
-def criteria_curves(table: pd.DataFrame) -> Figure:
+def criteria_curves(table: pd.DataFrame) -> Figure | None:
     """Perplexity (log) against sparsity after one cut, a line a criterion and scope.
 
     Args:
         table: DataFrame with criterion, scope, sparsity, perplexity.
     """
+    if _finite(table.perplexity).empty:
+        return left_out("the criteria", "no cut left a perplexity that is a number")
     figure, axes = plt.subplots(figsize=(7.6, 4.8))
     for criterion in dict.fromkeys([*CRITERIA, *table.criterion]):
         label, *look = CRITERIA.get(criterion, (criterion, "#000000", "P"))
@@ -165,23 +185,26 @@ def criteria_curves(table: pd.DataFrame) -> Figure:
             curve, dashes = _curve(table, scope, criterion), "-" if scope == "global" else "--"
             _line(axes, curve, (f"{label}, {scope}", *look), markersize=5.5, linestyle=dashes)
     log_axes(axes, percent=True, xlabel=SPARSITY, ylabel=PERPLEXITY, title=CUT_ONCE)
-    axes.legend(fontsize=9.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend(axes, fontsize=9.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
-def before_and_after(rows: pd.DataFrame, control: float, title: str) -> Figure:
+def before_and_after(rows: pd.DataFrame, control: float, title: str) -> Figure | None:
     """Perplexity (log) right after the cut and after retraining: a panel a level.
 
     Args:
         rows: of `frames.with_one_shot`.  control: perplexity of the dense control.
     """
     levels, drawn = list(rows.level.unique()), []
+    if not levels:
+        return left_out("the cut and the retraining", "these records hold no pruned run")
     styles = CRITERIA | {method: METHODS[method] for method in ("gradual", "gradual-distilled")}
     size = (3.1 * len(levels), 4.6)
     figure, panels = plt.subplots(1, len(levels), figsize=size, sharey=True, squeeze=False)
     for axes, level in zip(panels[0], levels, strict=True):
         panel = level.replace(" %", " % gone")
-        axes.axvline(control, color=INK, linestyle=CONTROL_DASHES, linewidth=1.3)
+        if np.isfinite(control):
+            axes.axvline(control, color=INK, linestyle=CONTROL_DASHES, linewidth=1.3)
         drawn.append((panel, "dense control", "the end", control))
         drawn += _both_ends(axes, rows[rows.level == level], styles, panel)
         axes.set(xscale="log", xlabel=PERPLEXITY, title=panel)
@@ -206,7 +229,8 @@ def _both_ends(axes, rows, styles, panel):
     drawn = []
     for place, (method, (name, colour, marker)) in enumerate(reversed(styles.items())):
         mine = rows[rows.method == method]
-        values = [mine.one_shot.mean(), mine.perplexity.mean()]
+        means = mine[["one_shot", "perplexity"]].astype(float).mean()
+        values = means.where(np.isfinite(means))
         axes.plot(values, [place, place], color=colour, alpha=0.45, linewidth=2)
         for end, value, fill in zip(("the cut", "the end"), values, ("none", "full"), strict=True):
             axes.plot(value, place, marker, color=colour, fillstyle=fill, markersize=8)
@@ -214,7 +238,7 @@ def _both_ends(axes, rows, styles, panel):
     return drawn
 
 
-def changes(rows: pd.DataFrame, title: str) -> Figure:
+def changes(rows: pd.DataFrame, title: str) -> Figure | None:
     """What each change to a recipe does: a line a change, its mean dark, each seed light.
 
     Blue is better, orange is worse, and grey is what the seeds cannot tell from no change: the 95 %
@@ -223,7 +247,14 @@ def changes(rows: pd.DataFrame, title: str) -> Figure:
     Args:
         rows: DataFrame with change, seed and percent (difference of perplexity), in order.
     """
+    rows = rows.dropna(subset="percent")
+    overflowed = rows.change[np.isinf(rows.percent.astype(float))].unique()
+    if len(overflowed):
+        left_out(f"these changes ({', '.join(overflowed)})", "a perplexity overflowed")
+    rows = rows[~rows.change.isin(overflowed)]
     names = list(rows.change.unique())
+    if not names:
+        return left_out("the changes", "no run differs from the recipe by one")
     figure, axes = plt.subplots(figsize=(8.0, 0.34 * len(names) + 1.3))
     for place, name in enumerate(reversed(names)):
         values = rows[rows.change == name].percent

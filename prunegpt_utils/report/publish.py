@@ -7,7 +7,7 @@ from pathlib import Path
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.files import atomic_path
 from prunegpt_utils.report import frames, tables
-from prunegpt_utils.runs import expansion, paths, records, status
+from prunegpt_utils.runs import expansion, paths, records, staleness, status
 from prunegpt_utils.runs.validation import validate
 
 
@@ -22,6 +22,8 @@ def publish(study: str) -> list[Path]:
     folder = paths.study_folder(study)
     if missing := status.unfinished(study):
         raise ParameterError("study", study, f"is incomplete: {', '.join(missing)}")
+    for run, why in staleness.outdated(study).items():
+        raise ParameterError("study", study, f"is out of date: {run}: {why}")
     for problem in validate(study):
         raise ParameterError("study", study, f"has records that are not sound: {problem}")
     readme = paths.ROOT / "README.md"

@@ -19,7 +19,7 @@ def chosen(records: list[dict]) -> list[dict]:
     """
     rows = {}
     for record in sorted(records, key=lambda record: record["seed"]):
-        if record.get("sample"):
+        if (record.get("sample") or {}).get("read"):
             mine = rows.setdefault(record["recipe"], {})
             mine.setdefault(record["sparsity"]["requested"], record)
     methods = ("gradual-distilled", "gradual", "original", "one-shot")
@@ -53,7 +53,7 @@ def _model(record):
     tokens = [(text, f"{loss:.2f}", strength(loss)) for text, loss in read]
     return {
         "name": f"{name}, {100 * sparsity:.0f} %" if sparsity else name,
-        "nll": f"{sum(loss for _, loss in read) / len(read):.2f}",
+        "nll": f"{sum(loss for _, loss in read) / len(read):.2f}" if read else "-",
         "read": list(itertools.dropwhile(lambda token: not token[0].strip(), tokens)),
         "written": {prompt: " ".join(text.split()) for prompt, text in written},
     }

@@ -3,13 +3,17 @@
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from prunegpt_utils.report.figure_files import left_out
 
-def study_graph(plan: dict, done: set[str]) -> Figure:
+
+def study_graph(plan: dict, done: set[str]) -> Figure | None:
     """What needs what: a box a recipe, to the right of all that it needs.
 
     Args:
         plan: of `runs.expansion.plan`.  done: names of the runs that are done.
     """
+    if not plan:
+        return left_out("the study", "it plans no run")
     runs, needs = _recipes(plan)
     columns = {}
     for recipe in runs:

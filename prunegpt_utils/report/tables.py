@@ -1,10 +1,11 @@
 """Data frames to the tables of README, notebooks, report and terminal: columns and rows."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pandas as pd
 
-from prunegpt_utils.report.frames import summary
+from prunegpt_utils.report.frames import gains, summary
 from prunegpt_utils.report.methods import method_label
 
 
@@ -39,7 +40,8 @@ def rows(table: pd.DataFrame, link: Callable) -> Iterator[tuple[str, ...]]:
 
 
 def _ratio(value):
-    return f"{value:.2f}" if value == value else ""
+    """Also of what a perplexity that overflowed is compared with, which says nothing."""
+    return f"{value:.2f}" if math.isfinite(value) else ""
 
 
 def markdown(table: pd.DataFrame, folder: str) -> str:
@@ -54,7 +56,8 @@ def markdown_table(
 ) -> str:
     """A table in Markdown; the columns at `numbers` are flush right."""
     rules = ["--:" if column in numbers else "---" for column in range(len(titles))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (titles, rules, *cells))
+    lines = ([cell.replace("|", "\\|") for cell in line] for line in (titles, rules, *cells))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def plain(table: pd.DataFrame) -> str:
@@ -66,22 +69,21 @@ def plain(table: pd.DataFrame) -> str:
 
 
 def answer(table: pd.DataFrame) -> str:
-    """The study's answer in sentences, made of its numbers; '' while runs are missing."""
-    means = summary(table).set_index(["recipe", "sparsity"])
-    lines = []
-    for sparsity in (0.5, 0.8, 0.9, 0.95):
-        pair = [(recipe, sparsity) for recipe in ("gradual-distilled", "gradual")]
-        if all(key in means.index for key in pair):
-            distilled, alone = (means.loc[key] for key in pair)
-            lines.append(
-                f"- **{100 * sparsity:.0f} % of the block weights gone**: with a teacher "
-                f"{distilled.ratio:.2f} x the perplexity of the dense control (test text: "
-                f"{distilled.test_ratio:.2f} x), without one {alone.ratio:.2f} x "
-                f"({alone.test_ratio:.2f} x)."
-            )
-    return "\n".join(lines)
+    """The study's answer in sentences, of the seeds that have all it needs; '' if none has."""
+    pairs = gains(table[table.recipe.isin(["gradual-distilled", "gradual"])])
+    pairs = pairs[pairs.requested.isin([0.5, 0.8, 0.9, 0.95])]
+    columns = ["ratio", "test_ratio", "alone_ratio", "alone_test_ratio"]
+    means = pairs.dropna(subset=columns).groupby("requested")[columns].mean()
+    return "\n".join(
+        f"- **{100 * sparsity:.0f} % of the block weights gone**: with a teacher "
+        f"{taught:.2f} x the perplexity of the dense control (test text: "
+        f"{taught_test:.2f} x), without one {alone:.2f} x ({alone_test:.2f} x)."
+        for sparsity, taught, taught_test, alone, alone_test in means.itertuples()
+    )
 
 
 def number(value: float) -> str:
-    """Three to four significant digits; `inf` where the exponential overflowed."""
+    """Three to four significant digits; `inf` where the exponential overflowed, `-` for none."""
+    if value != value:  # NaN: nobody measured it
+        return "-"
     return f"{value:.2f}" if value < 100 else f"{value:,.0f}" if value < 1e6 else f"{value:.0e}"

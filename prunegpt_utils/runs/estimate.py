@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterator
 
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.runs import expansion, paths, records, status
+from prunegpt_utils.runs import expansion, paths, records, staleness, status
 
 
 def estimate(study: str) -> dict:
@@ -15,12 +15,12 @@ def estimate(study: str) -> dict:
     each the median over records of the same notebook and base model on this kind of device.
 
     Returns:
-        dict: done, todo and unknown, names of runs, the last of those to do without a record to
-        judge by; of the others seconds of one process, and bytes of the models and checkpoints
-        they write; judged_by, how many records the times come from.
+        dict: done, names of runs; todo, {name: why it is made again, or ''}; unknown, the names of
+        those to do without a record to judge by; of the others seconds of one process, and bytes
+        of the models and checkpoints they write; judged_by, how many records the times come from.
     """
     planned = expansion.plan(study)
-    todo = list(status.unfinished(study))
+    todo = dict.fromkeys(status.unfinished(study), "") | staleness.outdated(study)
     done = [name for name in planned if name not in todo]
     known = list(_known_records()) if todo else []
     alike = {name: [r for r in known if _alike(r, planned[name])] for name in todo}

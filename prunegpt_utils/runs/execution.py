@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from prunegpt_utils import corpora, hub
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.runs import expansion, paths, records, study_files
+from prunegpt_utils.runs import expansion, paths, records, staleness, status, study_files
 
 
 def require(ref: str, p: dict) -> dict | None:
@@ -34,6 +35,22 @@ def require(ref: str, p: dict) -> dict | None:
         if ours != theirs and None not in (ours, theirs):
             allowed = f"differs from {theirs!r} of {spec.name}, which this run needs"
             raise ParameterError(key, ours, f"{allowed}; choose another study name")
+    if changes := staleness.code_changes(record.get("code"), study_files.code_of(spec.notebook)):
+        print(f"{spec.name} is out of date: {changes} since; `make study` makes it again")
+    return record
+
+
+def record_of(ref: str, p: dict, part: str = "metrics") -> dict:
+    """As `require`, of a parameter that must name a run, whose record must hold a `part`.
+
+    Raises:
+        ParameterError: as for `require`; or it names no run, or one without this part.
+    """
+    record = require(ref, p)
+    if record is None:
+        raise ParameterError(ref, p[ref], "names no recipe that this study makes")
+    if not record.get(part):
+        raise ParameterError(ref, p[ref], f"names {record['run']}, whose record has no {part}")
     return record
 
 
@@ -42,6 +59,23 @@ def model_of(ref: str, p: dict) -> str | Path:
     ref = ref if p[ref] else "model"
     record = require(ref, p)
     return paths.study_folder(p["study"]) / "models" / record["run"] if record else p[ref]
+
+
+def download(study: str) -> None:
+    """Get all models and texts of the hub that the runs still to be made read, before any of them.
+
+    So they can be made where there is no network, and what cannot be had is said at once.
+
+    Raises:
+        ParameterError: a model or text that is not to be had.
+    """
+    content, planned = study_files.load(study), expansion.plan(study)
+    todo = status.unfinished(study) | staleness.outdated(study)
+    for p in [planned[name].parameters for name in todo]:
+        for ref in ("model", "init_from", "teacher"):
+            if p.get(ref) and expansion.resolve(content, ref, p) is None:
+                hub.locate(p[ref], ref)
+        corpora.download(p.get("data", ""))
 
 
 def execute(spec: expansion.RunSpec, folder: Path) -> None:
@@ -54,15 +88,17 @@ def execute(spec: expansion.RunSpec, folder: Path) -> None:
         allowed = "must be there before a run on several processes that needs it"
         raise ParameterError("run", spec.name, allowed)
     print(f"{spec.name} is not there yet; {spec.notebook} makes it, once")
-    source = paths.ROOT / "notebooks" / f"{spec.notebook}.ipynb"
     target = folder / "notebooks" / f"{spec.name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
+    ends = map(paths.as_template, (study_files.path_of(spec.notebook), target))
     try:
         papermill.execute_notebook(
-            source, target, spec.parameters, kernel_name="python3", progress_bar=False,
+            *ends, spec.parameters, kernel_name="python3", progress_bar=False,
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         if error.ename == "ParameterError":
             raise ParameterError(error.evalue) from error
-        raise RuntimeError(f"{spec.name} failed: {error.ename}: {error.evalue}") from error
+        raise ParameterError(f"{spec.name} failed: {error.ename}: {error.evalue}") from error
+    except RuntimeError as error:  # of nbclient, whose kernel was killed
+        raise ParameterError(f"{spec.name} failed: {error}") from error

@@ -12,10 +12,11 @@ import yaml
 
 from prunegpt_utils import hub
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.runs import parameters, paths, study_files
+from prunegpt_utils.runs import optional_models, parameters, paths, study_files
 
 # Parameters that name another run by its recipe.
 RUN_REFS = ("model", "init_from", "teacher", "one_shot_run", "baseline")
+_MODELS = ("model", "teacher")  # those of them that may name a model instead
 # Parameters in which all runs of a study agree, so that one may use the models of another.
 SHARED = ("model", "data", "block_size", "protocol")
 
@@ -37,7 +38,7 @@ class RunSpec:
     parameters: dict
     depends_on: tuple = ()  # names of the runs whose models or records it reads
     base_recipe: str = ""  # its recipe without axes
-    axes: dict = field(default_factory=dict)  # {parameter: value}, those in its recipe's name
+    axes: dict = field(default_factory=dict)  # {parameter: value}, as in its recipe's name
 
     def as_yaml(self) -> str:
         """The parameters on one line, for `papermill --parameters_yaml`."""
@@ -67,6 +68,18 @@ def _label(key, value):
     return text if isinstance(value, str) else f"{_LABELS.get(key, key)}{text}"
 
 
+def _short_names(texts):
+    """{path or hub id: as many of its last parts, joined, as tell it from the others}."""
+    parts = {text: [part for part in text.split("/") if part] for text in texts}
+    found = {}
+    for text, mine in parts.items():
+        others = [theirs for other, theirs in parts.items() if other != text]
+        counts = range(1, len(mine) + 1)
+        unlike = (n for n in counts if all(theirs[-n:] != mine[-n:] for theirs in others))
+        found[text] = "-".join(mine[-next(unlike, len(mine)) :])
+    return found
+
+
 @dataclass(frozen=True)
 class _Entry:
     """What a study file says of a recipe at once: its parameters, axes as lists."""
@@ -76,18 +89,24 @@ class _Entry:
     declared: list
     given: dict
     optional: bool
+    short: dict = field(default_factory=dict)  # {value of an axis that is a text: its short name}
 
     @functools.cached_property
     def axes(self) -> dict:
         return {key: item for key, item in self.given.items() if item and isinstance(item, list)}
 
+    def named(self, point: dict) -> dict:
+        """Some values of the axes as names of runs have them: of folders and hub ids the end."""
+        short = {key: self.short.get(v) for key, v in point.items() if isinstance(v, str)}
+        return {key: short.get(key) or value for key, value in point.items()}
+
     def at(self, point: dict) -> RunSpec:
         """The run at some values of the axes, but for what it depends on."""
-        base = parameters.check("recipe", (self.given | point)["recipe"])
-        given = self.given | point | {"recipe": variant_name(base, point)}
+        base, axes = parameters.check("recipe", (self.given | point)["recipe"]), self.named(point)
+        given = self.given | point | {"recipe": variant_name(base, axes)}
         values = {key: parameters.check(key, value) for key, value in given.items()}
         values = {key: value for key, value in values.items() if key in self.declared}
-        axes = {key: values[key] for key, value in point.items() if _label(key, value)}
+        axes = {key: value for key, value in axes.items() if _label(key, value)}
         return RunSpec(run_name(values), self.notebook, values, base_recipe=base, axes=axes)
 
 
@@ -101,17 +120,27 @@ def _entries(content):
             common |= study_files.recipe_parameters(recipe) | mine
             for entry in study_files.as_list(listed):
                 given = common | entry
-                optional = bool(given.pop("optional", False))
+                optional = given.pop("optional", False)
+                given = {key: _as_meant(key, value) for key, value in given.items()}
                 yield _Entry(notebook, recipe, declared, given, optional)
+
+
+def _as_meant(key, value):
+    if isinstance(value, list):
+        return [parameters.as_meant(key, each) for each in value]
+    return parameters.as_meant(key, value)
 
 
 class _Study:
     """All entries of a study file, which may name one another's runs."""
 
     def __init__(self, content: dict) -> None:
-        self.entries = list(_entries(content))
+        entries = list(_entries(content))
+        listed = itertools.chain(*(axis for entry in entries for axis in entry.axes.values()))
+        short = _short_names({value for value in listed if isinstance(value, str)})
+        self.entries = [replace(entry, short=short) for entry in entries]
         self.first = {entry.recipe: entry for entry in reversed(self.entries)}
-        self.is_available = functools.cache(hub.is_available)
+        self.decided = optional_models.decided(content["study"])
 
     def points(self) -> Iterator[tuple[_Entry, dict]]:
         """(entry, {axis: value}) of every combination of the axes."""
@@ -124,7 +153,7 @@ class _Study:
         """{name of a recipe at values of its axes: its entry, these values}."""
         found: dict = {}
         for entry, point in self.points():
-            name = variant_name(str((entry.given | point)["recipe"]), point)
+            name = variant_name(str((entry.given | point)["recipe"]), entry.named(point))
             found.setdefault(name, (entry, point))
         return found
 
@@ -148,11 +177,28 @@ class _Study:
         needs = [self.resolve(ref, p) for ref in RUN_REFS if p.get(ref)]
         return tuple(dict.fromkeys(need.name for need in needs if need))
 
+    @functools.cached_property
+    def required(self) -> set:
+        """Models, and recipes, that are named by what is not optional."""
+        given = [
+            entry.given.get(ref) for entry in self.entries if not entry.optional for ref in _MODELS
+        ]
+        return {name for names in given for name in (names if isinstance(names, list) else [names])}
+
+    def optional_models(self, entry: _Entry, spec: RunSpec) -> list[str]:
+        """The models that only optional runs need and no run makes."""
+        named = [spec.parameters.get(ref) for ref in _MODELS if entry.optional]
+        made = self.first.keys() | self.variants.keys()
+        return [name for name in named if name and name not in made | self.required]
+
     def missing_model(self, entry: _Entry, spec: RunSpec) -> str | None:
-        """The model for want of which an optional run cannot be made, if there is one."""
-        named = [spec.parameters.get(ref) for ref in ("model", "teacher") if entry.optional]
-        models = [name for name in named if name and name not in self.first | self.variants]
-        return next((name for name in models if not self.is_available(name)), None)
+        """The model for want of which an optional run is not made, if there is one."""
+        return next(filter(self.is_left_out, self.optional_models(entry, spec)), None)
+
+    def is_left_out(self, model: str) -> bool:
+        """Whether the study does without a model; before it begins, whether that is not here."""
+        known = model in self.decided
+        return self.decided[model] is not None if known else not hub.is_available(model)
 
 
 def plan(study: str) -> dict[str, RunSpec]:
@@ -218,8 +264,16 @@ def find(values: dict) -> RunSpec | None:
         return None
 
 
+def decide(study: str) -> None:
+    """Look for the models that optional runs need, and write down which the study does without."""
+    known = _Study(study_files.load(study))
+    specs = [(entry, entry.at(point)) for entry, point in known.points()]
+    models = [name for pair in specs for name in known.optional_models(*pair)]
+    optional_models.decide(study, dict.fromkeys(models))
+
+
 def missing_models(study: str) -> dict[str, str]:
-    """{recipe: model that it needs} of the optional runs that cannot be made here."""
+    """{recipe: model that it needs} of the optional runs that the study does without."""
     known = _Study(study_files.load_or_empty(study))
     specs = [(entry, entry.at(point)) for entry, point in known.points()]
     found = {spec.parameters["recipe"]: known.missing_model(entry, spec) for entry, spec in specs}

@@ -3,11 +3,8 @@
 import json
 from pathlib import Path
 
-import yaml
-
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.files import atomic_path
-from prunegpt_utils.runs import expansion, parameters, paths, study_files
+from prunegpt_utils.runs import expansion, parameters, paths, study_files, yaml_files
 
 
 def override(study: str, name: str, changes: str) -> Path:
@@ -41,8 +38,7 @@ def override(study: str, name: str, changes: str) -> Path:
     once_more = path.exists() and not shipped and study_files.load(name) == content
     if not once_more and (shipped or any(path.parent.glob("*"))):
         raise ParameterError("NEW", name, "is the name of another study; choose a new one")
-    with atomic_path(path) as part:
-        part.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
+    yaml_files.write(path, content)
     return path
 
 

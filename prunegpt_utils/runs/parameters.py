@@ -3,6 +3,7 @@
 import ast
 import difflib
 import math
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -10,10 +11,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.protocols import PROTOCOLS
+from prunegpt_utils.runs.paths import expand
 from prunegpt_utils.schedules import LR_SCHEDULES
 
 _CRITERIA = ("magnitude", "fisher", "first-order", "wanda", "sparsegpt", "random")
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,159}$"  # file systems allow 255, with what is added
 _PATTERN = r"(1:2|[1-3]:4|[1-7]:8)"
 _PATTERNS = rf"^\s*({_PATTERN}(\s+{_PATTERN})*)?\s*$"
 _TEXTS = r"^\s*(\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*)?(\s+|$))*$"
@@ -58,8 +60,8 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
-    study: str = _text("must be letters, digits, '.', '_' or '-'", _NAME)
-    recipe: str = _text("must be letters, digits, '.', '_' or '-'", _NAME)
+    study: str = _text("must be letters, digits, '.', '_' or '-', at most 160", _NAME)
+    recipe: str = _text("must be letters, digits, '.', '_' or '-', at most 160", _NAME)
     model: str = _text(
         "must name a model: pydocs-base, smollm2-135m, a folder or a hub id", least=1
     )
@@ -77,7 +79,7 @@ class Parameters(BaseModel):
     teacher: str = _text("must name a recipe or a model, or be empty")
     baseline: str = _text("must name the recipe of the same run without teacher")
     one_shot_run: str = _text("must name the recipe with the one-shot curve, or be empty")
-    seed: int = _whole(0)
+    seed: int = Field(ge=0, lt=2**31, description="must be a whole number, 0 or more, below 2**31")
     steps: int = _whole(0)
     epochs: float = Field(ge=0, description="must be 0 or more (passes over the training text)")
     batch: int = _whole(1, " (windows a step)")
@@ -130,6 +132,8 @@ class Parameters(BaseModel):
 
 
 PARAMETERS = tuple(Parameters.model_fields)
+_PATHS = ("model", "data", "teacher", "init_from", "extra", "vocabulary_from")  # may name a folder
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 RENAMED = {  # what study files, recipes and commands of the first release may still say
     "untaught": "baseline", "curve": "one_shot_run", "start": "init_from", "block": "block_size",
     "accumulate": "gradient_accumulation_steps", "decay": "lr_schedule", "divergence": "kd_loss",
@@ -156,6 +160,27 @@ def check(name: str, value: Any) -> Any:
     return getattr(checked, name)
 
 
+def as_meant(name: str, value: Any) -> Any:
+    """A parameter's value as the reader meant it, of what YAML 1.1 or papermill made of it.
+
+    `1e-3` is a text for YAML 1.1, and `2:4` is 124, a number in base 60; papermill takes a study
+    called 2024 for a number. `~` is the home folder. What is none of these stays as it is, for
+    `check` to judge.
+    """
+    kind = Parameters.model_fields[name].annotation if name in PARAMETERS else None
+    if kind in (int, float) and isinstance(value, str) and _EXPONENT.fullmatch(value):
+        value = float(value)
+    if kind is int and isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if kind not in (int, float, bool, None) and type(value) is int and value >= 0:
+        base_60 = name in ("scope", "patterns") and value >= 60
+        return f"{value // 60}:{value % 60}" if base_60 else str(value)
+    if name == "sparsities" and isinstance(value, float):
+        return str(value)
+    is_home = name in _PATHS and isinstance(value, str) and value.startswith("~")
+    return str(expand(value)) if is_home else value
+
+
 def unknown(name: str, known: Iterable[str], complaint: str) -> str:
     """Why `name` is refused: it is called something else now, or it is none of the known ones."""
     if name in RENAMED:
@@ -177,7 +202,7 @@ def from_text(name: str, text: str) -> Any:
         value = text == "True" if kind is bool and text in ("True", "False") else kind(text)
     except ValueError:
         value = text
-    return check(name, value)
+    return check(name, as_meant(name, value))
 
 
 def read(namespace: dict) -> dict:
@@ -187,27 +212,32 @@ def read(namespace: dict) -> dict:
     own, which the user would never notice. That cell is therefore compared with the tagged one.
 
     Args:
-        namespace: `globals()` of the notebook, whose parameters cell begins with `study`. Other
-            variables may have names that other notebooks' parameters have.
+        namespace: `globals()` of the notebook, whose parameters cell begins with `study`; each
+            value is replaced by what was meant by it, see `as_meant`. Other variables may have
+            names that other notebooks' parameters have.
 
     Raises:
         ParameterError: an unknown name, a wrong type or a value out of range.
     """
     cells = namespace.get("In", [])
     first = next((cell for cell in cells if cell.startswith("study: ")), None)
-    declared = assigned(first) if first else list(PARAMETERS)
+    declared = list(assigned(first)) if first else list(PARAMETERS)
     for name in assigned(next((cell for cell in cells if cell.startswith("# Parameters")), "")):
         if name not in declared:
             allowed = unknown(name, declared, "is no parameter of this notebook")
             has = "" if name in RENAMED else f" (it has {', '.join(declared)})"
             raise ParameterError(name, namespace[name], allowed + has)
+    for name in set(declared) & set(namespace):
+        namespace[name] = as_meant(name, namespace[name])
     return {name: check(name, namespace[name]) for name in declared if name in namespace}
 
 
-def assigned(source: str) -> list[str]:
-    """Names that the top level of `source` assigns, in order."""
-    targets: list = []
+def assigned(source: str) -> dict[str, Any]:
+    """What the top level of `source` assigns, in order; None for what is no constant."""
+    found: dict = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign | ast.AnnAssign):
-            targets += node.targets if isinstance(node, ast.Assign) else [node.target]
-    return [target.id for target in targets]
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            value = node.value.value if isinstance(node.value, ast.Constant) else None
+            found |= {target.id: value for target in targets if isinstance(target, ast.Name)}
+    return found

@@ -1,6 +1,7 @@
 """Where the files of studies are."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError
@@ -8,9 +9,36 @@ from prunegpt_utils.errors import ParameterError
 ROOT = Path(__file__).resolve().parents[2]  # the project's folder
 
 
+def expand(path: str) -> Path:
+    """A path with `~` for the home folder, as it is where there is none."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser fails then
+
+
 def study_folder(study: str) -> Path:
     """Where a study writes: `runs/<study>`, or under the folder named by PRUNEGPT_RUNS."""
-    return Path(os.environ.get("PRUNEGPT_RUNS") or ROOT / "runs").resolve() / study
+    named = os.environ.get("PRUNEGPT_RUNS")
+    return (expand(named) if named else ROOT / "runs").resolve() / study
+
+
+def as_template(path: Path) -> str:
+    """A path as papermill wants it, which puts parameters in for what stands between braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `ParameterError` unless files can be written to a folder, which need not be there."""
+    try:
+        there = next(part for part in (folder, *folder.parents) if part.exists())
+        with tempfile.TemporaryFile(dir=there):
+            return
+    except OSError as error:
+        allowed = f"cannot be written ({error.strerror}); PRUNEGPT_RUNS may name another"
+        raise ParameterError("results folder", str(folder), allowed) from error
+
+
+def activity(folder: Path, run: str) -> Path:
+    """Where a run of the study in `folder` says what it does, see `runs.activity`."""
+    return folder / "activity" / f"{run}.txt"
 
 
 def records_folder(study: str) -> Path:

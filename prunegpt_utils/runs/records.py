@@ -1,11 +1,13 @@
 """One JSON record a run: written in one step, validated when written and when read."""
 
+import calendar
+import contextlib
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,9 @@ from typing import Any
 
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.files import atomic_path
-from prunegpt_utils.runs import expansion, paths, schema
+from prunegpt_utils.runs import activity, expansion, paths, schema, study_files
+
+_TIME = "%Y-%m-%dT%H:%M:%SZ"  # in UTC
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class Run:
 
     notebook: str
     parameters: dict
+    code: dict = field(default_factory=dict)  # {module: hash}, as it was when the run began
     started: float = field(default_factory=time.time)
     clock: float = field(default_factory=time.monotonic)  # which nobody sets back
 
@@ -46,6 +51,10 @@ class Run:
         return self.folder / "models" / self.name
 
     @property
+    def activity(self) -> Path:
+        return paths.activity(self.folder, self.name)
+
+    @property
     def record(self) -> Path:
         return self.folder / "records" / f"{self.name}.json"
 
@@ -56,20 +65,17 @@ def open_run(notebook: str, parameters: dict) -> Run:
     Raises:
         ParameterError: the folder cannot be written, or a record made with others exists.
     """
-    run = Run(notebook, parameters)
+    run = Run(notebook, parameters, study_files.code_of(notebook))
     known = read(run.record)
     for name, value in parameters.items() if known else ():
         was = known["parameters"].get(name)
         if was != value and name != "replace_base":  # which does not change what is measured
             allowed = f"differs from {was!r}, which made the record {run.name} of this study"
             raise ParameterError(name, value, f"{allowed}; choose another study name")
-    there = next(part for part in (run.folder, *run.folder.parents) if part.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            return run
-    except OSError as error:
-        allowed = f"cannot be written ({error.strerror}); PRUNEGPT_RUNS may name another"
-        raise ParameterError("results folder", str(run.folder), allowed) from error
+    paths.check_writable(run.folder)
+    if os.environ.get("RANK", "0") == "0":  # of processes that were launched together, one
+        activity.begin(run.activity, study_files.headings(notebook))
+    return run
 
 
 def write(run: Run, **content: Any) -> dict:
@@ -78,22 +84,32 @@ def write(run: Run, **content: Any) -> dict:
     Raises:
         ParameterError: what was measured does not make a record.
     """
-    from prunegpt_utils.distributed import processes
+    from prunegpt_utils.distributed import choose_precision, processes
 
     p, planned = run.parameters, expansion.find(run.parameters)
+    precision = choose_precision(p.get("precision", "auto"))  # in which its trainings ran
     record = _as_json({
         "schema": schema.SCHEMA, "study": p["study"], "run": run.name, "recipe": p["recipe"],
         "base_recipe": planned.base_recipe if planned else p["recipe"],
         "axes": planned.axes if planned else {}, "seed": p["seed"],
-        "notebook": run.notebook, "parameters": p, "environment": environment(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.started)),
+        "notebook": run.notebook, "parameters": p, "code": run.code or None,
+        "environment": environment() | {"precision": precision},
+        "started": time.strftime(_TIME, time.gmtime(run.started)),
         "seconds": round(time.monotonic() - run.clock, 1), **content,
     })  # fmt: skip
     for problem in schema.problems(record):
         raise ParameterError("record", run.record.name, problem)
     if processes().is_main_process:
         put(run.record, record)
+        activity.end(run.activity)
     return record
+
+
+def began(record: dict) -> float:
+    """When a run began, in seconds since 1970; 0 if its record says it in another way."""
+    with contextlib.suppress(ValueError):
+        return float(calendar.timegm(time.strptime(record["started"], _TIME)))
+    return 0.0
 
 
 def put(path: Path, record: dict) -> None:
@@ -109,8 +125,11 @@ def checksum(record: dict) -> str:
 
 
 def load(path: str | Path) -> Any:
-    """One JSON file as it is; None where there is none."""
-    return json.loads(Path(path).read_text("utf-8")) if Path(path).exists() else None
+    """One JSON file as it is; None where there is none. ValueError if it does not read."""
+    try:
+        return json.loads(Path(path).read_text("utf-8")) if Path(path).exists() else None
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def read(path: str | Path) -> dict | None:
@@ -122,7 +141,8 @@ def read(path: str | Path) -> dict | None:
     try:
         record = load(path)
     except ValueError as error:
-        raise ParameterError("record", Path(path).name, f"is not JSON: {error}") from error
+        allowed = f"is not JSON: {error}; if it is deleted, the run is made again"
+        raise ParameterError("record", Path(path).name, allowed) from error
     for problem in schema.problems(record) if record is not None else ():
         raise ParameterError("record", Path(path).name, problem)
     return record
@@ -140,6 +160,7 @@ def environment() -> dict:
 
     from prunegpt_utils.criteria import OWN
     from prunegpt_utils.distributed import processes
+    from prunegpt_utils.hub import loaded_commits
 
     status = _git("status", "--porcelain")
     return {
@@ -148,6 +169,7 @@ def environment() -> dict:
         "threads": torch.get_num_threads(), "processes": processes().num_processes,
         **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")},
         **({"own_criteria": OWN} if OWN else {}),
+        **({"hub": commits} if (commits := loaded_commits()) else {}),  # of teachers as well
     }  # fmt: skip
 
 

@@ -120,6 +120,7 @@ class Record(_Part):
     protocol: _Protocol
     training: _Training
     checksum: str
+    code: dict[str, str] | None = None  # {module: hash}, see `study_files.code_of`
     migrated_from: str | None = None
     sample: dict | None = None
     sparsity_by_matrix: dict[str, float] | None = None
@@ -156,14 +157,19 @@ def problems(record: Any) -> Iterator[str]:
             Record.model_validate_json(json.dumps({**dict.fromkeys(_REQUIRED), **record}))
         except ValidationError as error:
             yield from map(_line, error.errors())
+        except RecursionError:
+            yield "is nested too deeply"
 
 
 def _line(error):
+    if not error["loc"]:  # pydantic does not read it as JSON
+        return f"does not read: {error['msg']}"
     place, kind = ".".join(map(str, error["loc"])), error["type"].split("_")[0]
     if error["type"] == "extra_forbidden":
         return f"{place} is no part of a record"
     if error["type"] == "missing":
         return f"{place} is missing"
+    shown = repr(error["input"])[:200]
     if len(error["loc"]) == 1:
-        return f"{place}: {error['input']!r} must be a {_KINDS.get(kind, kind)}"
-    return f"{place} is {error['input']!r}"
+        return f"{place}: {shown} must be a {_KINDS.get(kind, kind)}"
+    return f"{place} is {shown}"

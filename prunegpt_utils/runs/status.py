@@ -5,15 +5,25 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from prunegpt_utils.runs import expansion, paths
+from prunegpt_utils.runs import activity, expansion, paths
 
 
 def running(study: str, within: float = 120) -> dict[str, str]:
-    """{run: its line of progress} of the trainings that moved in the last seconds."""
-    lines = {}
-    for path in sorted(paths.study_folder(study).glob("checkpoints/*/*/progress.txt")):
+    """{run: what it does} of the runs whose process lives, or whose training moved just now.
+
+    A training says how far it is, and any other work which part of its notebook that is.
+    """
+    folder, lines = paths.study_folder(study), {}
+    for path in sorted(folder.glob("activity/*.txt")):
+        if doing := activity.read(path):
+            lines[path.stem] = f"{path.stem}: {doing}"
+    for path in sorted(folder.glob("checkpoints/*/*/progress.txt")):
         if abs(time.time() - path.stat().st_mtime) < within:  # clocks differ, and may be set back
             lines[path.parent.parent.name] = path.read_text("utf-8").strip()
+    for run in unfinished(study):
+        log = folder / "logs" / f"{run}.log"
+        if log.exists() and not _errors(log) and time.time() - log.stat().st_mtime < 60:
+            lines.setdefault(run, f"{run}: begins")  # its kernel takes a moment to start
     return lines
 
 
@@ -32,7 +42,10 @@ def failed(study: str, busy: Iterable[str] = ()) -> dict[str, str]:
 
 def failure_reason(log: Path) -> str:
     """Why a run ended, as the last error in its log says."""
-    error = r"[\w.]*(Error|Exception|Interrupt)\b"
+    return (["was killed, or never began", *_errors(log)])[-1]
+
+
+def _errors(log):
+    error = r"[\w.]*(Error|Exception|Interrupt)\b|.*: (No module named|command not found)"
     lines = log.read_text("utf-8", "replace").splitlines()
-    errors = [line.strip() for line in lines if re.match(error, line)]
-    return errors[-1] if errors else "was killed, or never began"
+    return [line.strip() for line in lines if re.match(error, line)]

@@ -1,11 +1,13 @@
 """Study files, recipes and notebooks as files: read, and checked but for the values in them."""
 
 import functools
-import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.provenance import code_hash, module_hashes
 from prunegpt_utils.runs import parameters, paths, yaml_files
 
 _SCOPES = {
@@ -29,6 +31,8 @@ def load(study: str) -> dict:
         ParameterError: no such file, no mapping, an unknown or wrong part, notebook or recipe.
     """
     content = _read("study", study, _study_files())
+    if "study" in content:
+        content["study"] = parameters.as_meant("study", content["study"])
     problems = [f"{location(study)}: {line}" for line in _problems(content, study)]
     if problems:
         raise ParameterError("\n".join(problems))
@@ -102,6 +106,11 @@ def _problems(content: dict, study: str) -> Iterator[str]:
         if name not in parameters.PARAMETERS:
             complaint = parameters.unknown(name, parameters.PARAMETERS, "is not a parameter")
             yield f"parameters: {name}: {value!r} {complaint}"
+    yield from _known_notebook("results", content.get("results"))
+    quoted = content.get("published")
+    for recipe, value in quoted.items() if isinstance(quoted, dict) else ():
+        if type(value) not in (int, float):
+            yield f"published: {recipe}: {value!r} must be a perplexity"
     listed = content.get("notebooks")
     if not listed:
         yield "notebooks: must list at least one"
@@ -109,10 +118,15 @@ def _problems(content: dict, study: str) -> Iterator[str]:
         yield from _notebook_problems(notebook, group)
 
 
-def _notebook_problems(notebook, group):
+def _known_notebook(part, notebook):
     known = {path.stem for path in (paths.ROOT / "notebooks").glob("*.ipynb")}
-    if notebook not in known:
-        yield f"notebooks: {notebook!r} must be one of {', '.join(sorted(known))}"
+    if isinstance(notebook, str) and notebook not in known:
+        yield f"{part}: {notebook!r} must be one of {', '.join(sorted(known))}"
+
+
+def _notebook_problems(notebook, group):
+    if problems := list(_known_notebook("notebooks", str(notebook))):
+        yield from problems
     elif not isinstance(group, dict):
         yield f"{notebook}: {group!r} must name recipes, each with a colon"
     else:
@@ -129,28 +143,64 @@ def _entry_problems(entry, declared):
     if not isinstance(entry, dict | None):
         yield f"{entry!r} must be parameters, such as {{sparsity: 0.9}}"
     for key in entry if isinstance(entry, dict) else ():
-        if key not in ("optional", *declared):
+        if key == "optional" and not isinstance(entry[key], bool):
+            yield f"optional: {entry[key]!r} must be true or false"
+        elif key not in ("optional", *declared):
             yield f"{key!r} {parameters.unknown(key, declared, 'is no parameter of this notebook')}"
 
 
 def declared_parameters(notebook: str) -> list[str]:
     """Names in the cell tagged `parameters` of `notebooks/<notebook>.ipynb`."""
+    return list(default_parameters(notebook))
+
+
+def default_parameters(notebook: str) -> dict:
+    """{name: value} of that cell."""
     return parameters.assigned(_cells(notebook, tag="parameters")[0])
 
 
-def code_hash(notebook: str) -> str:
-    """Hash of a notebook's code, blind to its outputs and prose."""
-    return hashlib.sha256("\n".join(_cells(notebook)).encode()).hexdigest()[:16]
+def code_of(notebook: str) -> dict[str, str]:
+    """{module: hash} of the code that determines the outcome of a notebook; its own: `notebook`.
+
+    Empty for a notebook that is not one of the project's. See `provenance`.
+    """
+    if not path_of(notebook).exists():
+        return {}
+    source = "\n".join(_cells(notebook))
+    return {"notebook": code_hash(source), **module_hashes(source)}
+
+
+def path_of(notebook: str) -> Path:
+    """Where a notebook of the project is."""
+    return paths.ROOT / "notebooks" / f"{notebook}.ipynb"
+
+
+def headings(notebook: str) -> dict[str, str]:
+    """{code of a cell: the heading above it} of a notebook of the project."""
+    found, heading = {}, ""
+    for cell in _notebook(notebook):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            heading = (re.findall(r"^#+ (.+)", source, re.M) or [heading])[-1]
+        else:
+            found[source] = heading
+    return found
 
 
 def _cells(notebook, tag=None):
-    path = paths.ROOT / "notebooks" / f"{notebook}.ipynb"
-    return _cells_of(path, path.stat().st_mtime_ns, tag)
+    code = [cell for cell in _notebook(notebook) if cell["cell_type"] == "code"]
+    tagged = [cell for cell in code if not tag or tag in cell["metadata"].get("tags", [])]
+    return ["".join(cell["source"]) for cell in tagged]
+
+
+def _notebook(notebook):
+    path = path_of(notebook)
+    return _read_notebook(path, path.stat().st_mtime_ns) if path.exists() else []
 
 
 @functools.cache
-def _cells_of(path, _changed, tag):
-    cells = json.loads(path.read_text("utf-8"))["cells"]
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
-    tagged = [cell for cell in code if not tag or tag in cell["metadata"].get("tags", [])]
-    return ["".join(cell["source"]) for cell in tagged]
+def _read_notebook(path, _changed):
+    try:
+        return json.loads(path.read_text("utf-8"))["cells"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ParameterError("notebook", path.name, "is damaged: it is no notebook") from error

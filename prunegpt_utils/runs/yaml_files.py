@@ -1,18 +1,39 @@
-"""Read YAML as study files and recipes need it: one mapping of plain values."""
+"""Read and write YAML as study files and recipes need it: one mapping of plain values."""
 
 import math
+import re
 from pathlib import Path
 
 import yaml
 
 from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.files import atomic_path
 
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000  # with aliases written out
 
 
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+# Numbers as YAML 1.2 has them. In YAML 1.1, which PyYAML reads, 1e-3 is a text, 2:4 is the number
+# 124 (in base 60), and 010 is 8.
+_NUMBERS = {
+    _INT: r"[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+",
+    _FLOAT: r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe, and strict: no key twice."""
+    """Safe, and strict: no key twice, and numbers as they are meant."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as in the class above
+        first: [pair for pair in pairs if pair[0] not in _NUMBERS]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_yaml_int(self, node):
+        text = node.value.replace("_", "")
+        return int(text, 0 if text[:2] in ("0o", "0x") else 10)
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]
@@ -21,6 +42,16 @@ class _Loader(yaml.SafeLoader):
                 problem = f"the key {key.value!r} stands twice"
                 raise yaml.MarkedYAMLError(None, None, problem, key.start_mark)
         return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that either version of YAML would take for a number."""
+
+
+for _tag, _form in _NUMBERS.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(f"^(?:{_form})$"), list("-+.0123456789"))
+_Loader.add_constructor(_INT, _Loader.construct_yaml_int)
 
 
 def read(path: Path, kind: str) -> dict:
@@ -50,6 +81,12 @@ def read(path: Path, kind: str) -> dict:
         allowed = f"holds more than {MAX_VALUES:,} values when its aliases are written out"
         raise ParameterError(kind, path.name, allowed)
     return content
+
+
+def write(path: Path, content: dict) -> None:
+    """Write a mapping for `read`, in one step."""
+    with atomic_path(path) as part:
+        part.write_text(yaml.dump(content, Dumper=_Dumper, sort_keys=False), "utf-8")
 
 
 def _values(item, known):
