@@ -167,7 +167,7 @@ def test_one_run_of_the_notebook_writes_what_the_tables_read(copies, tmp_path):
         "patterns": "2:4", "also_score": "owner/data:raw-v1 owner/other", "also_block_size": 16,
         "criterion": "wanda", "scope": "per-row",
     }  # fmt: skip
-    done = papermill("12_one_shot", tmp_path, values)
+    done = papermill("13_one_shot", tmp_path, values)
     assert done.returncode == 0, done.stderr[-2000:]
     path = tmp_path / "trial" / "records" / "cuts-seed0.json"
     found = records.read(path)

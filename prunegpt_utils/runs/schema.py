@@ -125,7 +125,7 @@ class Record(_Part):
     sample: dict | None = None
     sparsity_by_matrix: dict[str, float] | None = None
     also_scored: dict[str, _OtherText] | None = None  # those that were to be had
-    one_shot_curve: list[_Point] | None = None  # notebooks 02, 06 and 12
+    one_shot_curve: list[_Point] | None = None  # notebooks 02, 06 and 13
     nll_gain_over_baseline: _Interval | None = None  # 03
     nll_gap_to_teacher: _Interval | None = None
     calibration: dict | None = None  # 06 and 12
