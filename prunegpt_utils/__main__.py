@@ -139,10 +139,18 @@ def rerun(name: str) -> None:
 
     old, new = validation.rerun(*study_and_run(name))
     equal = True
-    for split in ("validation", "test"):
+    for split in old["metrics"]:
         before, now = (float(record["metrics"][split]["nll"]) for record in (old, new))
         equal &= before == now
         print(f"  {split:<11} nll {before:.6f} then, {now:.6f} now, {now - before:+.6f}")
+    cuts, again = (
+        [float(point["validation"]["nll"]) for point in record.get("one_shot_curve", [])]
+        for record in (old, new)
+    )
+    if cuts:
+        equal &= cuts == again
+        same = sum(map(float.__eq__, cuts, again))
+        print(f"  {same} of {len(cuts)} cuts equal")
     for key, now in new["environment"].items():
         then = old["environment"].get(key, "not recorded")
         if then != now:

@@ -125,10 +125,13 @@ class Moments:
     """Within `with`, sums a moment over all inputs x that the layers get.
 
     `modules` is {name: layer}; `moment` sums something over inputs of shape (tokens, inputs).
+    Layers that are always handed the very same tensor, as queries, keys and values are, have one
+    sum, computed once. Whatever the precision of the model around it, it is one of float32.
     """
 
     def __init__(self, modules, moment=_products):
-        self.modules, self.moment, self.sums, self.counts = modules, moment, {}, {}
+        self.modules, self.moment, self.sums = modules, moment, {}
+        self.last = (None, 0, None, None)  # an input, its version, the sum before it and with it
 
     def __enter__(self):
         self.hooks = [
@@ -138,19 +141,31 @@ class Moments:
         return self
 
     def __exit__(self, *_):
+        self.last = (None, 0, None, None)
         for hook in self.hooks:
             hook.remove()
 
     def _add(self, name, x):
-        x = x.detach().flatten(0, -2).float()
-        self.sums[name] = self.sums.get(name, 0) + self.moment(x)
-        self.counts[name] = self.counts.get(name, 0) + len(x)
+        before = self.sums.get(name)
+        same, version, shared, _ = self.last
+        if x is not same or x._version != version or before is not shared:
+            rows, (total, count) = x.detach().flatten(0, -2).float(), before or (0, 0)
+            with torch.autocast(x.device.type, enabled=False):
+                self.last = x, x._version, before, (total + self.moment(rows), count + len(rows))
+        self.sums[name] = self.last[-1]
 
-    def means(self) -> dict[str, torch.Tensor]:
-        """{name: mean over the inputs}, E[x x^T] by default.
+    def shared_means(self) -> list[tuple[torch.Tensor, list[str]]]:
+        """[(mean over the inputs, E[x x^T] by default; names of the layers that had those)].
 
         Raises:
             ParameterError: a layer got none.
         """
-        _refuse_if_any(name for name in self.modules if not self.counts.get(name))
-        return {name: total / self.counts[name] for name, total in self.sums.items()}
+        _refuse_if_any(name for name in self.modules if not self.sums.get(name, (0, 0))[1])
+        groups = {}
+        for name, found in self.sums.items():
+            groups.setdefault(id(found), (found, []))[1].append(name)
+        return [(total / count, names) for (total, count), names in groups.values()]
+
+    def means(self) -> dict[str, torch.Tensor]:
+        """{name: mean over the inputs}; see `shared_means`, layers it names together share one."""
+        return {name: mean for mean, names in self.shared_means() for name in names}

@@ -75,6 +75,34 @@ def load_text(name: str, cache: str | Path) -> Corpus:
     return corpus_of(path.absolute().stem.replace(":", "-"), splits, revision)
 
 
+def load_test(name: str, cache: str | Path) -> Corpus:
+    """The test split alone, of a text that is only scored; the other two are empty.
+
+    Args:
+        name: `pydocs` or a data set of the hub, see `load_text`. Where the environment variable
+            PRUNEGPT_TEXTS names a folder, a file or folder in it that is called like the last part
+            of the name (`wikitext-2-raw-v1`) is read instead; of a folder, its test files.
+        cache: as for `load_text`.
+
+    Raises:
+        ParameterError: as `load_text`, or there are no test files.
+    """
+    last, copies = re.split("[/:]", name)[-1], os.environ.get("PRUNEGPT_TEXTS")
+    copy, revision = Path(copies or "", last).expanduser(), None
+    if copies and copy.exists():
+        named = copy.is_dir()  # one file is the text, of a folder the files of its test split
+        files = [
+            f for label, f in _text_files(copy)[0].items() if not named or split_of(label) == "test"
+        ]
+        documents = [text for file in files for text in _read_file(name, file)]
+    else:
+        whole = load_text(name, cache)
+        documents, revision = whole.splits["test"], whole.revision
+    if not any(document.strip() for document in documents):
+        raise ParameterError("also_score", name, f"has no text in test files in {copy}")
+    return corpus_of(last, {"train": [], "validation": [], "test": documents}, revision)
+
+
 def corpus_of(name: str, splits: dict[str, list[str]], revision: str | None = None) -> Corpus:
     """Corpus of {split: documents}, with its hash."""
     return Corpus(name, splits, sha256(json.dumps(splits, sort_keys=True)), revision)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from prunegpt_utils import hub_client, hub_files
 from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.smollm2 import SMOLLM2, locate_smollm2
 
 BASE = Path(__file__).parent / "pydocs-base"  # the embedded pretrained model
+WITHOUT_A_HUB = {BASE.name: lambda: BASE, SMOLLM2.name: locate_smollm2}  # name -> its folder
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 # Commits that this study was written against. A cached copy of another one is used too; every
@@ -63,14 +65,14 @@ def locate(name: str | Path, parameter: str = "model") -> Path:
     """Folder of a model: in the package, on disk, in the hub's cache, or downloaded from it.
 
     Args:
-        name: `pydocs-base`, a folder written by `save_pretrained`, or a hub id.
+        name: `pydocs-base`, `smollm2-135m`, a folder written by `save_pretrained`, or a hub id.
         parameter: name of the notebook parameter that asks, for the error.
 
     Raises:
         ParameterError: nothing by that name.
     """
-    if name == BASE.name:
-        return BASE
+    if name in WITHOUT_A_HUB:
+        return WITHOUT_A_HUB[str(name)]()
     folder = Path(os.path.expanduser(name))  # noqa: PTH111  (Path's own can fail)
     if folder.is_dir():
         if not (folder / "config.json").exists():
@@ -84,7 +86,8 @@ def locate(name: str | Path, parameter: str = "model") -> Path:
 
 def is_available(name: str) -> bool:
     """Whether `locate(name)` finds a model on this machine; nothing is asked of the hub."""
-    return name == BASE.name or Path(name).is_dir() or _cached(name, "model") is not None
+    known = name in WITHOUT_A_HUB or Path(name).is_dir()
+    return known or _cached(name, "model") is not None
 
 
 def why_missing(name: str) -> str | None:

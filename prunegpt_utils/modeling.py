@@ -144,11 +144,14 @@ def _reason(problem, error):
 def describe(name: str, base: str | Path, model: PreTrainedModel) -> dict:
     """What a record says of a model: its name, the hub's commit or None, its parameters.
 
-    `name` is what the user asked for, `base` what that stands for, see `load_model`.
+    Of weights that were converted, such as those of `smollm2-135m`, also what they were. `name` is
+    what the user asked for, `base` what that stands for, see `load_model`.
     """
     folder = locate(base)
     revision = folder.name if folder.parent.name == "snapshots" else None
-    return {"name": str(name), "revision": revision, **count_parameters(model)}
+    origin = getattr(model.config, "origin", None)
+    made_from = {"origin": origin} if origin else {}
+    return {"name": str(name), "revision": revision, **made_from, **count_parameters(model)}
 
 
 def _check_weights(folder, name, parameter):

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from prunegpt_utils.calibration import Moments
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.forward import eval_mode, last_hidden_states, probe_ids
+from prunegpt_utils.forward import autocast, eval_mode, last_hidden_states, probe_ids
 from prunegpt_utils.modeling import input_axes, prunable_layers, transformer_blocks
 
 
@@ -19,7 +19,8 @@ def sparsegpt(
 
     Each block sees the outputs of the blocks pruned before it. What a removed weight contributed is
     made up for by the weights of the same output that are still to come, such that the layer's
-    outputs on the calibration text change least.
+    outputs on the calibration text change least. Under `forward.autocast` the blocks run in bf16;
+    what is solved stays float32.
 
     Args:
         model: changed in place.  batches: int64 tensors of shape (batch, block_size + 1).
@@ -42,15 +43,32 @@ def sparsegpt(
         with Moments(mine) as moments:
             for state, call in zip(states, calls, strict=True):
                 _run(block, state, call[index])
-        for name, mean in moments.means().items():
-            weight = mine[name].weight
-            rows = weight.detach().float().movedim(axes[name], 1)  # (outputs, inputs)
-            updated, mask = sparsify_weight(rows, mean, keep, columns)
-            weight.copy_(updated.movedim(1, axes[name]))
-            masks[name] = mask.movedim(1, axes[name])
+        with autocast(model, "float32"):
+            for mean, names in moments.shared_means():
+                factor = inverse_factor(mean)
+                for name in names:
+                    weight = mine[name].weight
+                    rows = weight.detach().float().movedim(axes[name], 1)  # (outputs, inputs)
+                    updated, mask = sparsify_weight(rows, mean, keep, columns, factor=factor)
+                    weight.copy_(updated.movedim(1, axes[name]))
+                    masks[name] = mask.movedim(1, axes[name])
         pairs = zip(states, calls, strict=True)
         states = [_run(block, state, call[index]) for state, call in pairs]
     return masks
+
+
+def inverse_factor(moment: torch.Tensor, damping: float = 0.01) -> torch.Tensor:
+    """Upper Cholesky factor of the inverse of E[x x^T]: row j says how column j's error spreads.
+
+    Args:
+        moment: shape (inputs, inputs), not changed.
+        damping: fraction of its mean added to the diagonal.
+    """
+    hessian = moment.clone()
+    hessian.diagonal()[hessian.diagonal() == 0] = 1  # an input that is never there
+    hessian.diagonal().add_(damping * hessian.diagonal().mean())
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    return torch.linalg.cholesky(inverse, upper=True)
 
 
 @torch.no_grad()
@@ -97,38 +115,39 @@ def _louder(model, stack):
 
 def sparsify_weight(
     weight: torch.Tensor, moment: torch.Tensor, keep: Callable, columns: int = 128,
-    damping: float = 0.01,
+    damping: float = 0.01, factor: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Prune one matrix column by column, and let later columns make up for it.
 
     Args:
         weight: shape (outputs, inputs).  moment: E[x x^T] of its inputs, shape (inputs, inputs).
-        keep, columns: as for `sparsegpt`.  damping: fraction of its mean added to the diagonal.
+        keep, columns: as for `sparsegpt`.  damping: as for `inverse_factor`.
+        factor: what `inverse_factor` gives, if matrices with the same inputs share it.
 
     Returns:
         (weight with zeros, bool mask), both of shape (outputs, inputs).
     """
-    original, weight, hessian, total = weight, weight.clone(), moment.clone(), weight.shape[1]
-    dead = hessian.diagonal() == 0  # an input that is never there: its weights go first
-    weight[:, dead] = 0
-    hessian.diagonal()[dead] = 1
-    hessian.diagonal().add_(damping * hessian.diagonal().mean())
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    factor = torch.linalg.cholesky(inverse, upper=True)  # row j: how column j's error spreads
+    factor = inverse_factor(moment, damping) if factor is None else factor
+    dead = moment.diagonal() == 0  # an input that is never there: its weights go first
+    # inputs x outputs: a column lies in one piece, which makes the loop twice as fast
+    original, total = weight.T, len(factor)
+    weight = original.clone(memory_format=torch.contiguous_format)
+    weight[dead] = 0
     mask = torch.ones_like(weight, dtype=torch.bool)
     for begin in range(0, total, columns):
         end = min(begin + columns, total)
-        part, root = weight[:, begin:end], factor[begin:end, begin:end]
-        mask[:, begin:end] = keep((part / root.diagonal()).square(), begin)
+        part, root, kept = weight[begin:end], factor[begin:end, begin:end], mask[begin:end]
+        scored = (part / root.diagonal()[:, None]).square()
+        kept.copy_(keep(scored.T.contiguous(), begin).T)
         errors = torch.zeros_like(part)
         for j in range(end - begin):
-            kept = part[:, j] * mask[:, begin + j]
-            errors[:, j] = (part[:, j] - kept) / root[j, j]
-            part[:, j:] -= errors[:, j, None] * root[j, j:]
-            part[:, j] = kept
-        weight[:, end:] -= errors @ factor[begin:end, end:]
-    weight[:, dead] = original[:, dead] * mask[:, dead]  # those that need not go stay as they are
-    return weight, mask
+            left = part[j] * kept[j]
+            errors[j] = (part[j] - left) / root[j, j]
+            part[j:] -= root[j, j:, None] * errors[j]
+            part[j] = left
+        weight[end:] -= (errors.T @ factor[begin:end, end:]).T
+    weight[dead] = original[dead] * mask[dead]  # those that need not go stay as they are
+    return weight.T.contiguous(), mask.T.contiguous()
 
 
 def _block_calls(model, stack, ids):

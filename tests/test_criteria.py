@@ -3,7 +3,16 @@ import torch
 from conftest import tiny_gpt2
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prunegpt_utils import calibration, criteria, losses, masks, modeling, sparsegpt, tokenization
+from prunegpt_utils import (
+    calibration,
+    criteria,
+    forward,
+    losses,
+    masks,
+    modeling,
+    sparsegpt,
+    tokenization,
+)
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.tokenization import windows
@@ -83,6 +92,75 @@ def test_inputs_are_those_the_layers_get(ids, kind):
     torch.testing.assert_close(squares, moments.diagonal())
 
 
+def test_layers_with_the_same_inputs_share_one_moment(ids):
+    """Queries, keys and values; gate and up: by the tensor they are handed, whatever their names."""
+    model, computed = tiny_llama(), []
+    texts = calibration.calibration_batches(windows(ids, 16), 2, 0, 3)
+
+    def moment(x):
+        computed.append(x)
+        return x.T @ x
+
+    layers = modeling.prunable_layers(model)
+    with torch.no_grad(), calibration.Moments(layers, moment) as moments:
+        for rows in texts:
+            model(rows[:, :-1])
+    groups = [[name.split(".")[-2] for name in names] for _, names in moments.shared_means()]
+    assert groups == 2 * [
+        ["q_proj", "k_proj", "v_proj"],
+        ["o_proj"],
+        ["gate_proj", "up_proj"],
+        ["down_proj"],
+    ]
+    assert len(computed) == 3 * len(groups)
+    for name, mean in moments.means().items():  # each layer by itself, as if there were no others
+        with torch.no_grad(), calibration.Moments({name: layers[name]}) as alone:
+            for rows in texts:
+                model(rows[:, :-1])
+        assert torch.equal(alone.means()[name], mean)
+
+
+def test_a_tensor_that_was_changed_in_between_is_another_input():
+    first, second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    x = torch.ones(4, 3)
+    with torch.no_grad(), calibration.Moments({"first": first, "second": second}) as moments:
+        first(x)
+        second(x.mul_(2))
+        first(x)  # one input more than the other had
+    assert [names for _, names in moments.shared_means()] == [["first"], ["second"]]
+    assert (
+        float(moments.means()["first"][0, 0]) == 2.5 and float(moments.means()["second"][0, 0]) == 4
+    )
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_in_bf16_the_blocks_run_faster_and_the_solver_does_not_notice(ids, kind, monkeypatch):
+    """Autocast reaches the forward passes and neither the moments nor the solver."""
+    model, seen = MODELS[kind](), []
+    texts = calibration.calibration_batches(windows(ids, 16), 2, 0, 3)
+    solve = sparsegpt.sparsify_weight
+
+    def watched(weight, moment, *rest, **options):
+        seen.extend(
+            [torch.is_autocast_enabled("cpu"), weight.dtype, moment.dtype, options["factor"].dtype]
+        )
+        return solve(weight, moment, *rest, **options)
+
+    monkeypatch.setattr(sparsegpt, "sparsify_weight", watched)
+    outputs = set()
+    layer = list(modeling.prunable_layers(model).values())[-1]
+    layer.register_forward_hook(lambda _, __, output: outputs.add(output.dtype))
+    with forward.autocast(model, "bf16"):
+        masks.prune(model, "sparsegpt", 0.5, "uniform", batches=texts)
+    assert outputs == {torch.bfloat16}
+    assert set(seen) == {False, torch.float32}
+    with forward.autocast(model, "bf16"):
+        moments = calibration.input_moments(MODELS[kind](), texts)
+    for mean in moments.values():
+        assert mean.dtype == torch.float32
+        assert not torch.equal(mean, mean.bfloat16().float())
+
+
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("scope", ["global", "uniform", "per-row", "2:4"])
 @pytest.mark.parametrize("name", sorted(criteria.CRITERIA))
@@ -144,6 +222,25 @@ def test_sparsegpt_changes_the_outputs_less_than_a_plain_cut():
         return float(((gap @ hessian) * gap).sum())
 
     assert error(ours) < 0.75 * error(weight * mask)
+
+
+@pytest.mark.parametrize("columns", [4, 128])
+def test_sparsegpt_gives_the_same_bits_for_every_layout_of_the_weight(columns):
+    """Conv1D's transposed weights and Linear's; and as the paper's loop, which works on columns."""
+    weight, hessian = problem(outputs=48, inputs=160)
+    rule, _ = masks._column_rule(0.5, "uniform")
+    ours, mask = sparsegpt.sparsify_weight(weight, hessian, rule, columns)
+    other, same = sparsegpt.sparsify_weight(weight.T.contiguous().T, hessian, rule, columns)
+    assert torch.equal(ours, other) and torch.equal(mask, same)
+    factor, wanted = sparsegpt.inverse_factor(hessian), weight.clone()
+    for begin in range(0, 160, columns):
+        part, root = wanted[:, begin : begin + columns], factor[begin:, begin:]
+        kept = rule((part / root.diagonal()[: part.shape[1]]).square(), begin)
+        for j in range(part.shape[1]):
+            error = part[:, j] * ~kept[:, j] / root[j, j]
+            wanted[:, begin + j :] -= error[:, None] * root[j, j:]
+            part[:, j] *= kept[:, j]
+    torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_sparsegpt_leaves_inputs_that_never_come():

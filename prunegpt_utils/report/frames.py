@@ -13,7 +13,7 @@ from prunegpt_utils.runs import study_files
 from prunegpt_utils.runs.expansion import resolve, variant_name
 
 # notebooks whose records are not about how good one pruned model is
-_OTHER_NOTEBOOKS = ("00_pretraining", "04_size_and_speed", "06_criteria")
+_OTHER_NOTEBOOKS = ("00_pretraining", "04_size_and_speed", "06_criteria", "13_one_shot")
 _COLUMNS = (
     "run", "recipe", "base_recipe", "axes", "label", "seed", "requested", "neurons", "heads",
     "sparsity", "scope", "criterion", "model_sparsity", "perplexity", "test", "tokens", "seconds",

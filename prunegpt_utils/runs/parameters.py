@@ -18,6 +18,7 @@ _CRITERIA = ("magnitude", "fisher", "first-order", "wanda", "sparsegpt", "random
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,159}$"  # file systems allow 255, with what is added
 _PATTERN = r"(1:2|[1-3]:4|[1-7]:8)"
 _PATTERNS = rf"^\s*({_PATTERN}(\s+{_PATTERN})*)?\s*$"
+_TEXTS = r"^\s*(\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*)?(\s+|$))*$"
 _SPARSITIES = r"^\s*(0|0?\.\d+)(\s+(0|0?\.\d+))*\s*$"
 
 
@@ -61,10 +62,19 @@ class Parameters(BaseModel):
 
     study: str = _text("must be letters, digits, '.', '_' or '-', at most 160", _NAME)
     recipe: str = _text("must be letters, digits, '.', '_' or '-', at most 160", _NAME)
-    model: str = _text("must name a model: pydocs-base, a folder or a hub id", least=1)
+    model: str = _text(
+        "must name a model: pydocs-base, smollm2-135m, a folder or a hub id", least=1
+    )
     data: str = _text(
         "must name a text: pydocs, a file, a folder, or owner/name[:config] on the hub", least=1
     )
+    also_score: str = _text(
+        "must list texts as pydocs or owner/name[:config], separated by spaces, or be empty; a "
+        "copy on this machine is found by its name in the folder PRUNEGPT_TEXTS",
+        _TEXTS,
+    )
+    also_block_size: int = _whole(2, " (tokens a window)")
+    also_tokens: int = _whole(0, " (of each text; 0 for all)")
     init_from: str = _text("must name a recipe, or be empty for the pretrained model")
     teacher: str = _text("must name a recipe or a model, or be empty")
     baseline: str = _text("must name the recipe of the same run without teacher")

@@ -42,11 +42,19 @@ class _Point(_Part):  # one cut without retraining
     scope: str
     criterion: str
     validation: Metrics
+    also: dict[str, Metrics] | None = None  # of other texts, by their names
+
+
+class _OtherText(_Part):  # a text of the parameter `also_score`
+    sha256: str
+    revision: str | None = None
+    metrics: Metrics
 
 
 class _Model(_Part):
     name: str
     revision: str | None = None
+    origin: dict[str, str] | None = None  # of weights that were converted: what from, which files
     parameters: int
     prunable: int
 
@@ -117,11 +125,12 @@ class Record(_Part):
     migrated_from: str | None = None
     sample: dict | None = None
     sparsity_by_matrix: dict[str, float] | None = None
-    one_shot_curve: list[_Point] | None = None  # notebooks 02 and 06
+    also_scored: dict[str, _OtherText] | None = None  # those that were to be had
+    one_shot_curve: list[_Point] | None = None  # notebooks 02, 06 and 13
     nll_gain_over_baseline: _Interval | None = None  # 03
     nll_gap_to_teacher: _Interval | None = None
-    calibration: dict | None = None  # 06
-    nll_gaps: list[dict] | None = None
+    calibration: dict | None = None  # 06 and 12
+    nll_gaps: list[dict] | None = None  # 06
     sensitivity: dict[str, float] | None = None
     removed_share: float | None = None  # 09
     one_shot: dict[str, Metrics] | None = None

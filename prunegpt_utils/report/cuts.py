@@ -1,0 +1,163 @@
+"""Models cut at once and not retrained, on several texts: rows, claims and a figure."""
+
+import math
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from prunegpt_utils.report.figure_files import log_axes
+from prunegpt_utils.report.methods import CRITERIA
+from prunegpt_utils.report.statistics import half_width
+
+OWN = "validation"  # how the text of a run itself is called here; others go by their names
+_COLUMNS = ("model", "criterion", "scope", "sparsity", "seed", "text", "perplexity", "nats")
+
+
+def cuts(records: Sequence[dict]) -> pd.DataFrame:
+    """One row a cut and text, of records with a one-shot curve.
+
+    Returns:
+        DataFrame with model, criterion, scope, sparsity, seed, text (`OWN` or a name of
+        `also_score`), perplexity, and nats: by how much the mean loss of a token is above that of
+        the dense model that was cut, so that exp(nats) is the ratio of their perplexities.
+    """
+    rows = []
+    for record in records:
+        dense = {OWN: record["metrics"]["validation"]}
+        dense |= {name: each["metrics"] for name, each in (record.get("also_scored") or {}).items()}
+        for point in record.get("one_shot_curve") or []:
+            arm = record["model"]["name"], point["criterion"], point["scope"], point["sparsity"]
+            for text, found in ({OWN: point["validation"]} | (point.get("also") or {})).items():
+                nats = found["nll"] - dense[text]["nll"]
+                rows.append((*arm, record["seed"], text, float(found["perplexity"]), nats))
+    return pd.DataFrame(rows, columns=list(_COLUMNS))
+
+
+def dense_rows(records: Sequence[dict]) -> pd.DataFrame:
+    """What the models were before the cut: perplexity and scored tokens by model, seed and text.
+
+    A text that a run names and could not have is a row without numbers, which says what it needs.
+    """
+    rows = []
+    for record in records:
+        model, seed = record["model"]["name"], record["seed"]
+        found = {OWN: {"metrics": record["metrics"]["validation"]}} | (
+            record.get("also_scored") or {}
+        )
+        for text in dict.fromkeys([*found, *record["parameters"].get("also_score", "").split()]):
+            metrics = found.get(text, {}).get("metrics")
+            value = float(metrics["perplexity"]) if metrics else math.nan
+            rows.append((model, seed, text, value, metrics["tokens"] if metrics else 0,
+                         "" if metrics else f"needs {text}"))  # fmt: skip
+    columns = ["model", "seed", "text", "perplexity", "tokens", "missing"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def at_level(rows: pd.DataFrame, level: float | str) -> pd.DataFrame:
+    """Rows of `cuts` at one sparsity, or at one pattern such as 2:4."""
+    patterned = rows.scope.str.contains(":")
+    if isinstance(level, str):
+        return rows[rows.scope == level]
+    return rows[~patterned & (rows.sparsity - level).abs().lt(1e-9)]
+
+
+def ratio_table(rows: pd.DataFrame, levels: Sequence[float | str]) -> pd.DataFrame:
+    """Ratio of perplexities, after the cut to dense: mean over seeds, ± half of its 95 % interval.
+
+    Returns:
+        DataFrame of texts: a row a criterion and scope (the pattern's column has none of its own),
+        a column a level, model and text.
+    """
+    parts = {}
+    for level in levels:
+        found = at_level(rows, level).assign(ratio=lambda each: each.nats.map(math.exp))
+        if isinstance(level, str):
+            found = found.assign(scope="")
+        name = level if isinstance(level, str) else f"{100 * level:.0f} %"
+        for (model, text), group in found.groupby(["model", "text"], sort=False):
+            by = group.groupby(["criterion", "scope"]).ratio.agg(["mean", half_width])
+            parts[name, model, text] = by.apply(_with_interval, axis=1)
+    table = pd.DataFrame(parts).fillna("")
+    places = {criterion: place for place, criterion in enumerate(CRITERIA)}
+    return table.sort_index(key=lambda index: index.map(lambda k: places.get(k, k)), level=0)
+
+
+def _with_interval(row):
+    low = f" ± {row.half_width:.2g}" if row.half_width == row.half_width else ""
+    return f"{row['mean']:.3g}{low}"
+
+
+def verdicts(
+    rows: pd.DataFrame, claims: Sequence[tuple[str, str]], levels: Sequence[float | str]
+) -> pd.DataFrame:
+    """Whether each claim holds, for each model, text and level.
+
+    Args:
+        rows: of `cuts`.  levels: see `at_level`.
+        claims: (better, worse), each `criterion` or `criterion, scope`; a pattern has no scope.
+
+    Returns:
+        DataFrame with claim, level, model, text, gap (nats, mean over seeds), half_width (of its
+        95 % interval over calibration seeds) and holds: yes, open, or the reverse.
+    """
+    found = []
+    for level in levels:
+        for (model, text), group in at_level(rows, level).groupby(["model", "text"], sort=False):
+            for better, worse in claims:
+                gaps = _gaps(group, better, worse)
+                if gaps.any():  # a pattern ranks alike in every scope
+                    gap, half = gaps.mean(), half_width(gaps)
+                    known = half if half == half else math.inf  # one seed says nothing of others
+                    holds = "yes" if gap > known else "the reverse" if -gap > known else "open"
+                    claim = f"{better} before {worse}"
+                    found.append((claim, level, model, text, gap, half, holds))
+    columns = ["claim", "level", "model", "text", "gap", "half_width", "holds"]
+    return pd.DataFrame(found, columns=columns)
+
+
+def _gaps(rows, better, worse):
+    """Of each seed, nats of the worse less those of the better.
+
+    What looks at no text has one seed, which stands for all of them.
+    """
+    arms = []
+    for name in (better, worse):
+        criterion, _, scope = name.partition(", ")
+        arm = rows[rows.criterion == criterion]
+        arm = arm[arm.scope == scope] if scope and not arm.scope.str.contains(":").all() else arm
+        arms.append(arm.set_index("seed").nats)
+    first, second = arms
+    if len(first) == 1 or len(second) == 1:
+        longer = first if len(first) > 1 else second
+        first, second = (a.reindex(longer.index, method="nearest") for a in (first, second))
+    return (second - first).dropna()
+
+
+def ratio_curves(rows: pd.DataFrame, text: str, title: str) -> Figure:
+    """Perplexity over that of the dense model (log) against sparsity, a line a criterion and model.
+
+    Args:
+        rows: of `cuts`, of one or two models; the second is dashed.  text: whose rows are drawn;
+            of a model that lacks it, those of its own text.
+    """
+    figure, axes = plt.subplots(figsize=(7.6, 4.8))
+    for model, dashes in zip(rows.model.unique(), ("-", "--"), strict=False):
+        mine = rows[(rows.model == model) & ~rows.scope.str.contains(":")]
+        mine = mine[mine.text == (text if (mine.text == text).any() else OWN)]
+        for criterion in dict.fromkeys([*CRITERIA, *mine.criterion]):
+            label, colour, marker = CRITERIA.get(criterion, (criterion, "#000000", "P"))
+            for scope, group in mine[mine.criterion == criterion].groupby("scope"):
+                curve = group.groupby("sparsity").nats.mean().map(math.exp)
+                axes.plot(
+                    curve, marker=marker, color=colour, linestyle=dashes, markersize=5.5,
+                    fillstyle="full" if scope != "uniform" else "none",
+                    label=f"{label}, {scope}, {model}",
+                )  # fmt: skip
+    log_axes(
+        axes, percent=True, xlabel="sparsity of the block matrices", title=title,
+        ylabel="perplexity, 1 = before the cut",
+    )  # fmt: skip
+    axes.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
