@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 NOTEBOOKS := 01_baselines 02_pruning 03_distillation 04_size_and_speed 05_results \
-	06_criteria 07_methods 08_ablations 09_structured 10_budget
+	06_criteria 07_methods 08_ablations 09_structured 10_budget 11_real_model 13_one_shot
 BENCHMARKS := training_step mask_cost teacher_cost global_threshold perplexity \
 	criteria_cost tokenising study_of_runs sparse_inference scaling profiles
 TOOLS := $(BIN)/python -m prunegpt_utils
@@ -59,11 +59,11 @@ report: $(STAMP)  ## write the HTML report of a study anew
 publish: $(STAMP)  ## copy a finished study's records and figures into the repository
 	@$(TOOLS) publish "$(NAME)"
 
-# 05, 07, 08 and 10 read the published records here, so that their links lead to files of the
+# 05, 07, 08, 10 and 11 read the published records here, so that their links lead to files of the
 # repository.
 notebooks: $(STAMP)  ## execute the notebooks in place, at their default parameters
 	@for name in $(NOTEBOOKS); do echo "  $$name"; out=$(VENV)/$$name; runs="$(PRUNEGPT_RUNS)"; \
-	case $$name in 05_*|07_*|08_*|10_*) runs="$(CURDIR)/$(VENV)/published";; esac; \
+	case $$name in 05_*|07_*|08_*|10_*|11_*) runs="$(CURDIR)/$(VENV)/published";; esac; \
 	PRUNEGPT_RUNS="$$runs" $(BIN)/python -m papermill notebooks/$$name.ipynb $$out.ipynb \
 	  --kernel python3 --no-progress-bar > $$out.log 2>&1 || { tail -n 3 $$out.log; exit 1; }; \
 	$(BIN)/python -m prunegpt_utils strip-metadata $$out.ipynb && mv $$out.ipynb notebooks/; done
