@@ -90,7 +90,7 @@ def test_scores_are_those_of_disjoint_windows(copies, tmp_path):
     assert found["nll"] == pytest.approx(sum(losses) / 17, rel=1e-5)
 
 
-@pytest.mark.parametrize("value", ["/work/text", "a/b/c", "../text", "a b/", "text\\x"])
+@pytest.mark.parametrize("value", ["/data/text", "a/b/c", "../text", "a b/", "text\\x"])
 def test_no_path_is_a_name(value):
     """Records hold the parameters, and no place of a machine."""
     with pytest.raises(
