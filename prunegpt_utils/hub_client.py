@@ -150,8 +150,8 @@ def _answer(send, request, stream=False, **options):
 
     own = constants.HF_HUB_ETAG_TIMEOUT != constants.DEFAULT_ETAG_TIMEOUT
     patience = constants.HF_HUB_ETAG_TIMEOUT if own else _PATIENCE
-    limits = request.extensions.get("timeout", {})
-    limits = {key: limits.get(key) or patience for key in ("connect", "read", "write", "pool")}
+    limits, later = request.extensions.get("timeout", {}), patience + 1  # this wait ends first
+    limits = {key: limits.get(key) or later for key in ("connect", "read", "write", "pool")}
     request.extensions = {**request.extensions, "timeout": limits}
     answers, context = queue.SimpleQueue(), contextvars.copy_context()
 
