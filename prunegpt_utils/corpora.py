@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError, one_line
-from prunegpt_utils.files import cached_json, sha256
+from prunegpt_utils.files import cached_json, expand_home, sha256
 from prunegpt_utils.hub import fetch
-from prunegpt_utils.splits import SPLITS, read_splits, split_documents, splits_said
-from prunegpt_utils.splits import split_of as split_of
+from prunegpt_utils.splits import SPLITS, read_splits, split_documents, split_of, splits_said
 
 JOINER = "\n\n"  # between documents, as in the usual WikiText protocol
 _FORMATS = (".txt", ".jsonl", ".parquet")
@@ -59,13 +58,13 @@ def load_text(name: str, cache: str | Path) -> Corpus:
         ParameterError: unknown name, binary text, no field named text, a row that is no text,
             splits that are not clear, or a split without text.
     """
-    path, revision = Path(os.path.expanduser(name)), None  # noqa: PTH111  (Path's own can fail)
+    path, revision = expand_home(name), None
     if name in ("pydocs", "pydocs-small"):
         interpreter = f"{sys.implementation.name}-{sys.version.split()[0]}"
         splits = split_documents(cached_json(pydocs, Path(cache, f"pydocs-{interpreter}.json")))
         share = 10 if name == "pydocs-small" else 1
         splits = {split: documents[::share] for split, documents in splits.items()}
-    elif _HUB_NAME.fullmatch(name) and not os.path.exists(path):  # noqa: PTH110  (same)
+    elif _is_on_hub(name):
         splits, revision = _read_hub(name, cache)
     else:
         splits = _read_path(name, path)
@@ -88,7 +87,7 @@ def load_test(name: str, cache: str | Path) -> Corpus:
         ParameterError: as `load_text`, or there are no test files.
     """
     last, copies = re.split("[/:]", name)[-1], os.environ.get("PRUNEGPT_TEXTS")
-    copy, revision = Path(copies or "", last).expanduser(), None
+    copy, revision = expand_home(copies or "") / last, None
     if copies and copy.exists():
         named = copy.is_dir()  # one file is the text, of a folder the files of its test split
         files = [
@@ -240,13 +239,18 @@ def _text_files(path):
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
+def _is_on_hub(name):
+    """Whether a text is a data set of the hub: it has such a name, and nothing here has it."""
+    return _HUB_NAME.fullmatch(name) and not os.path.exists(name)  # noqa: PTH110  (Path's can fail)
+
+
 def download(name: str) -> None:
     """Get a data set of the hub onto this machine; of another text, nothing.
 
     Raises:
         ParameterError: there is none of that name, or the hub does not answer.
     """
-    if _HUB_NAME.fullmatch(name) and not Path(name).expanduser().exists():
+    if _is_on_hub(name):
         repository, _, configuration = name.partition(":")
         fetch(repository, "dataset", "data", configuration)
 

@@ -43,6 +43,11 @@ def apply_umask(path: Path) -> None:
                 part.chmod(mode if part.is_dir() else mode & 0o666)
 
 
+def expand_home(path: str | Path) -> Path:
+    """A path with `~` for the home folder; where there is none, at which Path's own fails, as is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def cached_json(make: Callable, path: Path) -> Any:
     """`make()`, read from the JSON file `path` from the second call on; made anew if damaged."""
     with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):

@@ -5,12 +5,12 @@ and of what it holds only the files that are needed are downloaded.
 """
 
 import glob
-import os
 import re
 from pathlib import Path
 
 from prunegpt_utils import hub_client, hub_files
 from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.files import expand_home
 from prunegpt_utils.smollm2 import SMOLLM2, locate_smollm2
 
 BASE = Path(__file__).parent / "pydocs-base"  # the embedded pretrained model
@@ -73,7 +73,7 @@ def locate(name: str | Path, parameter: str = "model") -> Path:
     """
     if name in WITHOUT_A_HUB:
         return WITHOUT_A_HUB[str(name)]()
-    folder = Path(os.path.expanduser(name))  # noqa: PTH111  (Path's own can fail)
+    folder = expand_home(name)
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise ParameterError(parameter, str(name), "must hold a config.json and safetensors")
@@ -86,7 +86,7 @@ def locate(name: str | Path, parameter: str = "model") -> Path:
 
 def is_available(name: str) -> bool:
     """Whether `locate(name)` finds a model on this machine; nothing is asked of the hub."""
-    known = name in WITHOUT_A_HUB or Path(name).is_dir()
+    known = name in WITHOUT_A_HUB or expand_home(name).is_dir()
     return known or _cached(name, "model") is not None
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError, one_line
-from prunegpt_utils.files import acquire, atomic_path
+from prunegpt_utils.files import acquire, atomic_path, expand_home
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ SMOLLM2 = Package(
 def cache() -> Path:
     """The user's folder for converted models: in HF_HOME, beside the hub's cache."""
     home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    return Path(home).expanduser().resolve() / "prunegpt"
+    return expand_home(home).resolve() / "prunegpt"
 
 
 def locate_smollm2(package: Package = SMOLLM2) -> Path:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.files import atomic_path
+from prunegpt_utils.files import atomic_path, expand_home
 from prunegpt_utils.masks import measure_sparsity
 from prunegpt_utils.modeling import fingerprint, load_stock, load_tokenizer
 from prunegpt_utils.report.pages import FOLDER
@@ -35,7 +35,7 @@ def export(study: str, run: str, out: str | None = None) -> Path:
     if record is None or not source.is_dir():
         known = ", ".join(sorted(path.name for path in home.glob("models/*"))) or "none"
         raise ParameterError("RUN", f"{study}/{run}", f"has no model on this machine; {known} have")
-    target = Path(out).expanduser().resolve() if out else home / "exports" / run
+    target = expand_home(out).resolve() if out else home / "exports" / run
     _refuse_to_overwrite(target, _title(record))
     model, tokenizer = _load(source), load_tokenizer(source)
     # what training switched off and generating wants: the cache, and a token to pad with, before
@@ -103,7 +103,7 @@ def _title(record):
 
 def _without_folder(value):
     """A folder of this machine says nothing elsewhere; its last part is a name."""
-    local = isinstance(value, str) and Path(value).expanduser().is_absolute()
+    local = isinstance(value, str) and expand_home(value).is_absolute()
     return Path(value).name if local else value
 
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.files import expand_home
 from prunegpt_utils.protocols import PROTOCOLS
-from prunegpt_utils.runs.paths import expand
 from prunegpt_utils.schedules import LR_SCHEDULES
 
 _CRITERIA = ("magnitude", "fisher", "first-order", "wanda", "sparsegpt", "random")
@@ -178,7 +178,7 @@ def as_meant(name: str, value: Any) -> Any:
     if name == "sparsities" and isinstance(value, float):
         return str(value)
     is_home = name in _PATHS and isinstance(value, str) and value.startswith("~")
-    return str(expand(value)) if is_home else value
+    return str(expand_home(value)) if is_home else value
 
 
 def unknown(name: str, known: Iterable[str], complaint: str) -> str:

@@ -5,19 +5,15 @@ import tempfile
 from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.files import expand_home
 
 ROOT = Path(__file__).resolve().parents[2]  # the project's folder
-
-
-def expand(path: str) -> Path:
-    """A path with `~` for the home folder, as it is where there is none."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser fails then
 
 
 def study_folder(study: str) -> Path:
     """Where a study writes: `runs/<study>`, or under the folder named by PRUNEGPT_RUNS."""
     named = os.environ.get("PRUNEGPT_RUNS")
-    return (expand(named) if named else ROOT / "runs").resolve() / study
+    return (expand_home(named) if named else ROOT / "runs").resolve() / study
 
 
 def as_template(path: Path) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.files import acquire
+from prunegpt_utils.files import acquire, expand_home
 from prunegpt_utils.runs import expansion, paths, study_files
 from prunegpt_utils.runs.staleness import outdated
 from prunegpt_utils.runs.status import unfinished
@@ -88,7 +88,7 @@ def _environment(folder):
     # of this project, whichever is installed
     code = os.pathsep.join(map(str, [paths.ROOT, *map(Path.absolute, others)]))
     found = os.environ | {"PRUNEGPT_RUNS": str(folder.parent), "PYTHONPATH": code}
-    cache = paths.expand(variable("XDG_CACHE_HOME") or "~/.cache")
+    cache = expand_home(variable("XDG_CACHE_HOME") or "~/.cache")
     try:
         paths.check_writable(cache)
     except ParameterError:  # of a home folder that is not there, or somebody else's
