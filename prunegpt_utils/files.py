@@ -44,7 +44,7 @@ def apply_umask(path: Path) -> None:
 
 
 def expand_home(path: str | Path) -> Path:
-    """A path with `~` for the home folder; where there is none, at which Path's own fails, as is."""
+    """A path with `~` for the home folder; as it is where there is none (Path's own fails)."""
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
