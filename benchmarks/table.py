@@ -1,4 +1,4 @@
-"""Publish the records of the benchmarks and write their table into the README.
+"""Publish the records of the benchmarks and write their table into the README beside this file.
 
 `python -m benchmarks.table` copies the records of `make bench` to benchmarks/results and puts the
 table between the markers `<!-- bench -->` and `<!-- end bench -->`. No number is typed by hand.
@@ -67,13 +67,13 @@ def markdown(folder):
     if profiles:
         parts.append(_profiles(profiles["rows"]))
     if (folder / "scaling-cpu.json").exists():
-        parts.append("![How time and memory grow, log-log](figures/benchmarks/scaling.png)")
+        parts.append("![How time and memory grow, log-log](../figures/benchmarks/scaling.png)")
     return "\n\n".join(parts)
 
 
 def _cells(row, record):
     goal = {True: "met", False: "missed"}.get(row.get("met"), "")
-    link = f"[{row['case']}](benchmarks/results/{record}.json)"
+    link = f"[{row['case']}](results/{record}.json)"
     result = f"{number(row['value'])} {row['measure']}"
     wanted = row["goal"].replace(">=", "at least").replace("<=", "at most")
     return link, row["against"], result, wanted, goal
@@ -86,7 +86,7 @@ def _profiles(rows):
         whole = sum(row["seconds"].values())
         shares = [f"{100 * row['seconds'][kind] / whole:.0f} %" for kind in kinds]
         cells.append((row["case"], *shares))
-    link = "[where the time goes](benchmarks/results/profiles-cpu.json)"
+    link = "[where the time goes](results/profiles-cpu.json)"
     return markdown_table((link, *kinds), cells, range(1, len(kinds) + 1))
 
 
@@ -112,7 +112,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--readme", type=Path, default=paths.ROOT / "README.md")
+    parser.add_argument("--readme", type=Path, default=paths.ROOT / "benchmarks" / "README.md")
     chosen = parser.parse_args(arguments)
     text = chosen.readme.read_text("utf-8")
     with_table(text, "")  # complains before anything is copied

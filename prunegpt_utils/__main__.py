@@ -114,13 +114,15 @@ def show_status(study: str) -> None:
 
 def check_results(study: str) -> None:
     """Read all records again and name what is wrong. The exit code is 1 if anything is."""
-    from prunegpt_utils.runs import paths, validation
+    from prunegpt_utils.runs import paths, task_records, validation
 
     found = list(validation.validate(study))
     for problem in found:
         print(f"  {problem}")
     count = len(list(paths.records_folder(study).glob("*.json")))
-    print(f"{study}: {count} records read, {len(found)} problems")
+    scored = len(list(task_records.beside(paths.records_folder(study)).glob("*.json")))
+    more = f" and {scored} of task scores" * bool(scored)
+    print(f"{study}: {count} records{more} read, {len(found)} problems")
     if found:
         sys.exit(1)
 
@@ -144,7 +146,7 @@ def rerun(name: str) -> None:
         equal &= before == now
         print(f"  {split:<11} nll {before:.6f} then, {now:.6f} now, {now - before:+.6f}")
     cuts, again = (
-        [float(point["validation"]["nll"]) for point in record.get("one_shot_curve", [])]
+        [float(point["validation"]["nll"]) for point in record.get("one_shot_curve") or ()]
         for record in (old, new)
     )
     if cuts:
@@ -168,6 +170,35 @@ def export(arguments: list[str]) -> None:
 
     name, *out = arguments or [""]
     print(model_card.export(*study_and_run(name), *out))
+
+
+def tasks(arguments: list[str]) -> None:
+    """What models still can: a run, folder or model, or all runs of a study. Names tasks, samples.
+
+    The run comes first, then the study that is read if no run is named.
+    """
+    from prunegpt_utils.report import task_tables
+    from prunegpt_utils.runs import parameters, paths, task_records
+
+    name, study, names, samples = (*arguments, *[""] * 4)[:4]
+    names = parameters.check("tasks", names.strip()) or task_records.DEFAULT
+    number = parameters.from_text("task_samples", samples or "30")
+    if name:
+        found = [task_records.find(name)]
+    else:
+        parameters.check("study", study)
+        why = task_records.todo(study, names, number)
+        found = [(study, run) for run in why]
+    shown = {}
+    for place, run in found:
+        print(f"  {run} on {names} ...", flush=True)
+        record = task_records.score(place, run, names, number)
+        shown[record["run"]] = record["tasks"]
+        print(f"  {record['run']}: {record['seconds']:.0f} s, {task_records.path_of(place, run)}",
+              flush=True)  # fmt: skip
+    if not name:
+        shown = task_records.scored(paths.records_folder(study))
+    print(task_tables.plain(shown))
 
 
 def override(arguments: list[str]) -> None:
@@ -245,6 +276,14 @@ def finish(study: str) -> None:
             print(f"{kind}  {folder / name}")
 
 
+def share(study: str) -> None:
+    """Write a study as one HTML file that opens anywhere."""
+    from prunegpt_utils.report import share
+
+    path = share.build(study)
+    print(f"share  {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
 def build(study: str) -> None:
     """Write the HTML report of a study."""
     from prunegpt_utils.report import html
@@ -286,8 +325,10 @@ COMMANDS: dict[str, tuple] = {
     "override": (override, "arguments"), "check": (check, "study"), "line": (line, "record"),
     "plan": (show_plan, "study"), "status": (show_status, "study"),
     "check-results": (check_results, "study"), "rerun": (rerun, "run"),
-    "export": (export, "arguments"), "failure": (failure, "log"), "finish": (finish, "study"),
-    "report": (build, "study"), "strip-metadata": (strip_metadata, "notebook"),
+    "export": (export, "arguments"), "tasks": (tasks, "arguments"),
+    "failure": (failure, "log"), "finish": (finish, "study"),
+    "report": (build, "study"), "share": (share, "study"),
+    "strip-metadata": (strip_metadata, "notebook"),
     "papermill": (papermill, "arguments"), "publish": (publish, "study"),
 }  # fmt: skip
 

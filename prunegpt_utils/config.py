@@ -47,8 +47,7 @@ class TrainConfig:
     ) -> "TrainConfig":
         """From the parameters of a notebook, which may lack those that it does not use.
 
-        The peak learning rate is lr / (1 - sparsity)^lr_scaling: a sparse model wants a larger
-        one. Cosine decay follows a warm-up over 5 % of the steps, linear decay has none.
+        Cosine decay follows a warm-up over 5 % of the steps, linear decay has none.
 
         Args:
             p: {name: value}, checked.  windows: training windows, to count the steps of an epoch.
@@ -58,7 +57,7 @@ class TrainConfig:
         batch = p["batch"] * p.get("gradient_accumulation_steps", 1)
         values = {
             "steps": count_steps(p["steps"], p.get("epochs", 0.0), len(windows), batch),
-            "lr": p["lr"] / (1 - sparsity) ** p.get("lr_scaling", 0.0),
+            "lr": peak_lr(p),
             "warmup": p.get("warmup", 0.05 if schedule == "cosine" else 0.0),
             "precision": choose_precision(p.get("precision", "auto")),
             "pruning": pruning_schedule(p) if sparsity else None,
@@ -77,10 +76,19 @@ class TrainConfig:
         return self.lr * lr_factor(step, self.steps, self.warmup, self.lr_schedule, rounds)
 
 
+def peak_lr(p: Mapping) -> float:
+    """Peak learning rate, lr / (1 - sparsity)^lr_scaling: a sparse model wants a larger one.
+
+    Args:
+        p: parameters of a notebook or record, which may lack those that it does not use.
+    """
+    return p["lr"] / (1 - p.get("sparsity", 0.0)) ** p.get("lr_scaling", 0.0)
+
+
 # what a notebook without the parameter does
 _ABSENT = {
     "epochs": 0.0, "gradient_accumulation_steps": 1, "lr_schedule": "cosine", "weight_decay": 0.0,
-    "neuron_sparsity": 0.0, "head_sparsity": 0.0, "sparsity": 0.0,
+    "neuron_sparsity": 0.0, "head_sparsity": 0.0, "block_sparsity": 0.0, "sparsity": 0.0,
 }  # fmt: skip
 _ABSENT_IF_PRUNED = {"sparsity_start": 0.0, "lr_scaling": 0.0, "rounds": 0, "regrow_decay": 0.0}
 _TRAINING = ("model", "data", "block_size", "init_from", "seed", "batch", "steps", "lr", "warmup")

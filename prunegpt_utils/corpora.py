@@ -165,6 +165,21 @@ def package_docs(packages: Iterable[str]) -> dict[str, list[str]]:
     return documents
 
 
+def cached_package_docs(packages: Iterable[str], cache: str | Path) -> dict[str, list[str]]:
+    """`package_docs`, collected once for these packages in these versions, then read from `cache`.
+
+    A package that changes while its version stays is not noticed.
+    """
+    owners, packages = importlib.metadata.packages_distributions(), list(packages)
+    versions = {
+        name: [importlib.metadata.version(owner) for owner in sorted(set(owners.get(name, [])))]
+        for name in packages
+    }
+    key = sha256(json.dumps(versions))[:16]  # in order: of what several say the first is kept
+    make = functools.partial(package_docs, packages)
+    return cached_json(make, Path(cache, f"package-docs-{key}.json"))
+
+
 def _compiled_docstrings(name):
     """Docstrings of a module without source (`builtins`, `math`, ...) and of what it holds."""
     module = importlib.import_module(name)

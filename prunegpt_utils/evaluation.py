@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +91,37 @@ def score_tokens(
     return TokenLosses(losses, total, text.words, text.bytes)
 
 
+def score_splits(
+    model: PreTrainedModel, tokens: Tokens, block_size: int, protocol: str = "disjoint"
+) -> tuple[dict[str, dict], dict[str, list[float]] | None]:
+    """What a record says of a finished model: validation and test text, each scored once.
+
+    Returns:
+        ({split: `metrics`}, {split: `nll_by_window`}); None instead of the latter unless windows
+        are disjoint. A window is one that the model read, `block_size` - 1 scored tokens.
+    """
+    scored = {
+        split: score_tokens(model, tokens, split, block_size, protocol)
+        for split in ("validation", "test")
+    }
+    found = {split: metrics(each) for split, each in scored.items()}
+    if protocol != "disjoint":
+        return found, None
+    windows = {split: nll_by_window(s.losses, block_size - 1) for split, s in scored.items()}
+    return found, windows
+
+
+def nll_by_window(losses: torch.Tensor, window: int) -> list[float]:
+    """Mean loss of each window, in nats a token, to five decimals.
+
+    Two records that hold it can be compared in pairs, see `paired_window_difference`.
+
+    Args:
+        losses: of `score_tokens`.  window: tokens, one after the other; the last may have fewer.
+    """
+    return [round(part.double().mean().item(), 5) for part in losses.split(window)]
+
+
 def paired_difference(
     first: torch.Tensor, second: torch.Tensor, window: int, draws: int = 10_000, seed: int = 0
 ) -> dict:
@@ -107,14 +138,40 @@ def paired_difference(
     """
     difference = (first - second).double()
     window = min(window, max(1, len(difference) // 8))
-    whole = len(difference) // window * window
-    means = difference[:whole].view(-1, window).mean(1).numpy()
+    means = torch.stack([part.mean() for part in difference.split(window)]).numpy()
+    return _interval(means, len(difference), window, draws, seed)
+
+
+def paired_window_difference(
+    first: Sequence[float], second: Sequence[float], tokens: int, window: int,
+    draws: int = 10_000, seed: int = 0,
+) -> dict:  # fmt: skip
+    """`paired_difference` of two records of the same text, from what they say of its windows.
+
+    Args:
+        first, second: of `nll_by_window`.  tokens: scored.  window: in tokens.
+
+    Raises:
+        ParameterError: the windows are not those of one text, or fewer than two are whole.
+    """
+    counts = {len(first), len(second), -(-tokens // window)}
+    if len(counts) > 1 or tokens < 2 * window:
+        shown = f"{len(first)} and {len(second)} windows"
+        allowed = f"must be those of {tokens} tokens by {window}, two or more of them whole"
+        raise ParameterError("nll_by_window", shown, allowed)
+    return _interval(np.subtract(first, second), tokens, window, draws, seed)
+
+
+def _interval(means, tokens, window, draws, seed):
+    """Mean over all tokens, and its interval by the windows that are whole."""
+    whole = tokens // window
+    sizes = np.diff([*range(0, tokens, window), tokens])
     found = bootstrap(
-        (means,), np.mean, n_resamples=draws, method="percentile", rng=np.random.default_rng(seed),
-        batch=max(1, _RESAMPLED // len(means)),
+        (means[:whole],), np.mean, n_resamples=draws, method="percentile",
+        rng=np.random.default_rng(seed), batch=max(1, _RESAMPLED // whole),
     )  # fmt: skip
     low, high = map(float, found.confidence_interval)
-    return {"mean": difference.mean().item(), "low": low, "high": high}
+    return {"mean": float(np.average(means, weights=sizes)), "low": low, "high": high}
 
 
 @torch.no_grad()
@@ -182,15 +239,18 @@ def token_nll(
         raise ParameterError("data", f"{len(ids)} tokens", "is too little text to score")
     losses = []
     with inference_mode(model):
-        for first, rows in _batches(spans, batch):
+        for first, rows in window_batches(spans, batch):
             windows = torch.stack([ids[begin:end] for begin, end in rows]).to(model.device)
             hidden = last_hidden_states(model, windows[:, :-1])[:, first - 1 :].flatten(0, 1)
             losses.append(_nll(hidden, lm_head(model), windows[:, first:].flatten()))
     return torch.cat(losses)
 
 
-def _batches(spans, batch):
-    """Consecutive windows of equal shape, at most `batch` of them: (first, [(begin, end), ...])."""
+def window_batches(spans: list, batch: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Consecutive windows of equal shape, at most `batch` of them: (first, [(begin, end), ...]).
+
+    `spans` are those of `protocols.rolling_windows`.
+    """
     for (first, _), same in itertools.groupby(spans, lambda span: (span[2], span[1] - span[0])):
         rows = [(begin, end) for begin, end, _ in same]
         for start in range(0, len(rows), batch):

@@ -210,7 +210,9 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     return {"parameters": total, "prunable": prunable}
 
 
-def check_same_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel, name: str) -> None:
+def check_same_vocabulary(
+    student: PreTrainedModel, teacher: PreTrainedModel, name: str, parameter: str = "teacher"
+) -> None:
     """Raise `ParameterError` unless both models score the same tokens, under the same numbers.
 
     As many tokens are not enough: the tokenizers beside the two models are compared too, if they
@@ -221,13 +223,20 @@ def check_same_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel, na
     ours, theirs = sizes
     if ours != theirs:
         allowed = f"has a vocabulary of {theirs}; the student has {ours}, and both must agree"
-        raise ParameterError("teacher", name, allowed)
-    folders = [each.config.name_or_path for each in (student, teacher)]
-    if all(folders):
-        ours, theirs = (load_tokenizer(folder, "teacher").get_vocab() for folder in folders)
-        if other := sorted(token for token, _ in ours.items() ^ theirs.items()):
-            allowed = f"has other tokens than the student, such as {other[0]!r}"
-            raise ParameterError("teacher", name, allowed)
+        raise ParameterError(parameter, name, allowed)
+    ours, theirs = (each.config.name_or_path for each in (student, teacher))
+    if ours and theirs:
+        check_same_tokens(ours, theirs, name, parameter)
+
+
+def check_same_tokens(
+    student: str | Path, teacher: str | Path, name: str, parameter: str = "teacher"
+) -> None:
+    """Raise `ParameterError` unless the tokenizers beside two models have the same tokens."""
+    ours, theirs = (load_tokenizer(each, parameter).get_vocab() for each in (student, teacher))
+    if other := sorted(token for token, _ in ours.items() ^ theirs.items()):
+        allowed = f"has other tokens than the student, such as {other[0]!r}"
+        raise ParameterError(parameter, name, allowed)
 
 
 def check_same_hidden_states(student: PreTrainedModel, teacher: PreTrainedModel, name: str) -> None:

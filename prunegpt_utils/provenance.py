@@ -1,8 +1,9 @@
 """By which code a result was made: a hash of each module of this package that determines it.
 
 What counts is the code as Python sees it: not its docstrings, comments, layout or file names, nor
-the version of Python that reads it. What does not count is plumbing, which changes no number
-(`PLUMBING`, with all of `runs` and `report`), and other packages: their versions stand in every
+the version of Python that reads it; a folder of the core, such as `tasks`, counts as one module,
+with its task files. What does not count is plumbing, which changes no number (`PLUMBING`), and
+other packages: their versions stand in every
 record, and a record made with another one is kept, and named.
 """
 
@@ -12,7 +13,9 @@ import hashlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-PLUMBING = ("errors", "files", "hub", "hub_client", "hub_files", "progress", "provenance")
+PLUMBING = (
+    "errors", "files", "hub", "hub_client", "hub_files", "progress", "provenance", "report", "runs",
+)  # fmt: skip
 _PACKAGE = Path(__file__).parent
 
 
@@ -38,8 +41,12 @@ def code_hash(source: str) -> str:
 
 @functools.cache
 def _module(name):
-    tree = ast.parse((_PACKAGE / f"{name}.py").read_text("utf-8"))
-    return _hash(tree), sorted(_imports(tree))
+    file, folder = _PACKAGE / f"{name}.py", _PACKAGE / name
+    files = [file] if file.exists() else sorted(folder.glob("*.py"))
+    trees = [ast.parse(each.read_text("utf-8")) for each in files]
+    task_files = [each.read_text("utf-8") for each in sorted(folder.glob("*.yaml"))]
+    found = sorted(set().union(*map(_imports, trees)))
+    return _hash(*trees, *task_files), found
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
@@ -53,13 +60,16 @@ def _imports(tree: ast.AST) -> Iterator[str]:
         for name in names:
             package, _, rest = name.partition(".")
             module = rest.partition(".")[0]
-            own = package == _PACKAGE.name and (_PACKAGE / f"{module}.py").exists()
+            places = _PACKAGE / f"{module}.py", _PACKAGE / module / "__init__.py"
+            own = package == _PACKAGE.name and module and any(place.exists() for place in places)
             if own and module not in PLUMBING:
                 yield module
 
 
-def _hash(tree):
-    return hashlib.sha256(repr(_plain(tree)).encode()).hexdigest()[:16]
+def _hash(*parts):
+    """Hash of syntax trees and texts."""
+    plain = "".join(repr(part if isinstance(part, str) else _plain(part)) for part in parts)
+    return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
 
 def _plain(node):

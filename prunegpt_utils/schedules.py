@@ -91,6 +91,10 @@ class PruningSchedule:
         begin, end, every = self._times(steps)
         return bool(self.regrow_decay) and begin <= step <= end and (step - begin) % every == 0
 
+    def done_at_once(self, steps: int) -> bool:
+        """Whether what is to go goes before the first of `steps`, and stays away."""
+        return self.sparsity(0, steps) == self.final and not self.regrow_decay
+
     def settled(self, step: int, steps: int) -> bool:
         """Whether what is pruned stays pruned."""
         return step > self._times(steps)[1]

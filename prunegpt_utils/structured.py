@@ -1,14 +1,15 @@
-"""Structured pruning: whole neurons and attention heads of GPT-2 go, and the model shrinks."""
+"""Structured pruning: whole blocks, or neurons and heads of GPT-2, go, and the model shrinks."""
 
 import copy
 from collections.abc import Callable, Sequence
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.modeling import keep_heads, transformer_blocks
+from prunegpt_utils.errors import ParameterError, one_line
+from prunegpt_utils.forward import probe_ids
+from prunegpt_utils.modeling import frozen_copy, keep_heads, transformer_blocks
 
 IMPORTANCES = ("magnitude", "taylor", "random")
 
@@ -48,6 +49,80 @@ def prune_structured(
         small.config.n_inner = stack[0].mlp.c_fc.nf
     small.zero_grad(set_to_none=True)
     return small.eval()
+
+
+def drop_blocks(model: PreTrainedModel, block_sparsity: float) -> PreTrainedModel:
+    """A copy with fewer blocks: evenly spaced ones stay, the first and the last among them.
+
+    DistilBERT kept every second (Sanh et al. 2019, arXiv 1910.01108): of 12 blocks at 0.5 those
+    with the indices 0, 2, 4, 7, 9 and 11. Of a single one that stays it is the first.
+
+    Args:
+        model: of any architecture with a list of blocks; stays as it is.
+        block_sparsity: fraction of the blocks that goes, in [0, 1), rounded to whole ones.
+
+    Raises:
+        ParameterError: none would stay, or none would go; see also `keep_blocks`.
+    """
+    total = len(transformer_blocks(model)[1])
+    count = total - round(block_sparsity * total)
+    if not count or count == total:
+        verb = "removes" if count else "leaves"
+        raise ParameterError("block_sparsity", block_sparsity, f"{verb} none of {total} blocks")
+    return keep_blocks(model, [round(i * (total - 1) / max(1, count - 1)) for i in range(count)])
+
+
+@torch.no_grad()
+def keep_blocks(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
+    """A copy with the blocks `kept` alone, in eval mode: a stock model that saves and loads.
+
+    It is made anew from its configuration, so that what depends on the place of a block, such as
+    its part of an attention cache, is that of the shorter model; then the weights are copied.
+
+    Args:
+        model: stays as it is.  kept: rising indices of blocks, one or more.
+
+    Raises:
+        ParameterError: no such configuration, or the shorter model is not what the blocks kept
+            compute one after the other, such as where they are scaled by their place.
+    """
+    prefix, _ = transformer_blocks(model)
+    config, chained = model.config, frozen_copy(model)  # its blocks, whatever place they know of
+    blocks = transformer_blocks(chained)[1]
+    chained.set_submodule(prefix, torch.nn.ModuleList(blocks[i] for i in kept))
+    changes = _shorter(config, kept)
+    try:
+        chained.config.update(changes)
+        short = type(config).from_dict(config.to_dict() | changes)
+        short.name_or_path = config.name_or_path
+        attention = config._attn_implementation
+        small = AutoModelForCausalLM.from_config(short, attn_implementation=attention)
+        small.load_state_dict(chained.state_dict())
+        small = small.to(model.device, model.dtype).eval()
+        small.generation_config = copy.deepcopy(model.generation_config)
+        ids = probe_ids(model)
+        wanted = chained(ids, use_cache=False).logits
+        difference = (small(ids, use_cache=False).logits - wanted).abs().max()
+    except Exception as error:  # whatever an architecture asks of its configuration
+        raise _no_fewer_blocks(model, one_line(error)) from error
+    if not difference <= 1e-5 * wanted.abs().max():
+        raise _no_fewer_blocks(model, "what a block computes depends on its place")
+    return small
+
+
+def _shorter(config, kept):
+    """{attribute: value} of a configuration that change if only the blocks `kept` stay."""
+    count = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    lists = {
+        key: [value[i] for i in kept]
+        for key, value in vars(config).items()
+        if "layer" in key and isinstance(value, list) and len(value) == config.num_hidden_layers
+    }
+    return lists | {count: len(kept)}
+
+
+def _no_fewer_blocks(model, why):
+    return ParameterError("model", type(model).__name__, f"cannot lose blocks: {why}")
 
 
 def _prune_neurons(mlp, fraction, importance):

@@ -216,8 +216,9 @@ class _Objective(torch.nn.Module):
 
 
 def _optimizer(model, config):
-    """AdamW, without decay of what is pruned: it would be pruned for its decay alone."""
-    pruned = {id(w) for w in prunable_weights(model).values()} if config.pruning else set()
+    """AdamW, without decay of what is yet to be pruned: it would be pruned for its decay alone."""
+    cuts = config.pruning and not config.pruning.done_at_once(config.steps)
+    pruned = {id(w) for w in prunable_weights(model).values()} if cuts else set()
     decays = [w for w in model.parameters() if w.ndim > 1 and id(w) not in pruned]
     rest = [w for w in model.parameters() if w.ndim <= 1 or id(w) in pruned]
     groups = [{"params": decays, "weight_decay": config.weight_decay}, {"params": rest}]

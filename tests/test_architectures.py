@@ -13,6 +13,7 @@ from prunegpt_utils import (
     criteria,
     encodings,
     evaluation,
+    fidelity,
     losses,
     masks,
     modeling,
@@ -128,6 +129,19 @@ def test_perplexity_is_that_of_the_models_own_logits(architecture):
     spans = rolling_windows(windows.numel(), BLOCK, BLOCK)
     found = evaluation.token_nll(model, text, spans, batch=3)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_fidelity_is_that_of_the_models_own_logits(architecture):
+    name, model, stock, ids = architecture
+    dense, windows = build(*ARCHITECTURES[name], seed=1).eval(), ids.flatten()[: 5 * BLOCK]
+    with torch.no_grad():
+        rows = windows.view(-1, BLOCK)[:, :-1]
+        ours, theirs = (each(rows).logits.double().log_softmax(-1) for each in (stock, dense))
+    wanted = F.kl_div(ours, theirs, log_target=True, reduction="none").sum(-1).mean().item()
+    found = fidelity.compare(model, dense, windows, BLOCK, batch=3, chunk=50)
+    assert found["kl"] == pytest.approx(wanted, rel=1e-3)
+    same = (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
+    assert found["same_top"] == pytest.approx(same, abs=0.02)  # a tie may fall to either side
 
 
 @pytest.mark.parametrize("kd_loss", ["", "forward_kl", "reverse_kl"])

@@ -70,6 +70,57 @@ def test_wrong_from_the_start(edit, message):
     assert problem.startswith(f"{path.name}: {message}")
 
 
+FIDELITY = {
+    "reference": "control-seed0", "tokens": 900, "kl": 0.2, "same_top": 0.7, "flips_to_wrong": 0.1,
+    "flips_to_right": 0.05, "ece": 0.02, "reference_ece": 0.03,
+}  # fmt: skip
+
+
+def measured_twice(**changes):
+    """A record with fidelity and losses by window, some of it changed."""
+    path = written()
+    record = records.read(path)
+    window, nll = record["protocol"]["block_size"] - 1, record["metrics"]["test"]["nll"]
+    record |= {
+        "fidelity": FIDELITY | changes,
+        "nll_by_window": {"test": [nll] * (900 // window + 1)},
+    }
+    return path, record
+
+
+def test_what_was_measured_twice_agrees():
+    path, record = measured_twice()
+    records.put(path, record)
+    assert list(validation.validate("smoke")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"same_top": 1.1}, "fidelity.same_top is 1.1"),
+        ({"kl": -0.1}, "fidelity.kl is -0.1"),
+        ({"ece": "low"}, "fidelity.ece is 'low'"),
+        ({"tokens": 0}, "fidelity.tokens is 0"),
+        ({"same_top": 0.9}, "fidelity: 1.0500 is the sum of shares of tokens that exclude one another"),
+        ({"reference": "gradual-s90-seed0"}, "is compared with itself"),
+    ],
+)  # fmt: skip
+def test_a_fidelity_that_cannot_be(changes, message):
+    path, record = measured_twice(**changes)
+    records.put(path, record)
+    (problem,) = validation.validate("smoke")
+    assert problem.startswith(f"{path.name}: {message}")
+
+
+@pytest.mark.parametrize("losses", [[3.0], [], [9.0] * 30])
+def test_windows_that_are_not_those_of_the_metrics(losses):
+    path, record = measured_twice()
+    record["nll_by_window"]["test"] = losses
+    records.put(path, record)
+    (problem,) = validation.validate("smoke")
+    assert "nll_by_window: test: its mean is not the nll of the metrics" in problem
+
+
 def test_a_perplexity_may_overflow():
     path = written()
     record = records.read(path)
@@ -108,6 +159,15 @@ def test_rerun_names_the_records_there_are():
         ParameterError, match="run: 'x' has no record in smoke; there are: gradual-s90"
     ):
         validation.rerun("smoke", "x")
+
+
+@pytest.mark.parametrize("recorded", [{}, {"reference": "control"}])
+def test_a_run_that_was_compared_with_none_is_made_again_alone(monkeypatch, recorded):
+    written(**recorded)
+    made = []
+    monkeypatch.setattr(validation.execution, "execute", lambda spec, _: made.append(spec))
+    validation.rerun("smoke", "gradual-s90-seed0")
+    assert made[0].parameters == P | {"reference": recorded.get("reference", "")}
 
 
 @pytest.mark.parametrize("command", ["rerun", "export"])

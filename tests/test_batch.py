@@ -202,7 +202,7 @@ def test_table_and_figure_of_what_there_is_say_what_is_missing():
         record_of(name, 30.0)
         found, _ = records.read_study("smoke")
         table = frames.frame(found, **expansion.context("smoke"))
-        plots.perplexity_by_sparsity(table, frames.one_shot_curves(found), "title")
+        plots.perplexity_by_sparsity(table, "title")
     shown = tables.plain(table)
     lines = {line.split("  ")[0]: line for line in shown.splitlines()}
     assert "missing" not in lines["fine-tuned"] and "30.00" in lines["fine-tuned"]

@@ -101,7 +101,8 @@ def test_the_peak_memory_of_an_act_is_seen():
 def project(tmp_path, monkeypatch):
     """A README with markers, and a record as `make bench` leaves it."""
     monkeypatch.setattr(paths, "ROOT", tmp_path)
-    readme = tmp_path / "README.md"
+    readme = tmp_path / "benchmarks" / "README.md"
+    readme.parent.mkdir()
     readme.write_text("before\n<!-- bench -->\nan earlier table\n<!-- end bench -->\nafter\n")
     monkeypatch.setattr(
         records, "environment",
@@ -117,7 +118,7 @@ def test_the_table_comes_from_the_records(project, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["table"])
     table.main()
     text = project.read_text()
-    link = "[step, 2M](benchmarks/results/training_step-cpu.json)"
+    link = "[step, 2M](results/training_step-cpu.json)"
     assert f"| {link} | Trainer | 1.23 times as fast | at least 1.3 | missed |" in text
     assert (
         "| training step, H200 |  | not run |  |  |" in text
@@ -141,10 +142,10 @@ def test_the_curves_are_drawn_in_the_order_of_their_numbers(project):
     assert [list(panel.lines[0].get_xdata()) for panel in panels] == [list(powers)] * 4
     table.main([])
     assert (
-        "![How time and memory grow, log-log](figures/benchmarks/scaling.png)"
+        "![How time and memory grow, log-log](../figures/benchmarks/scaling.png)"
         in project.read_text()
     )
-    assert (project.parent / "figures" / "benchmarks" / "scaling.png").exists()
+    assert (project.parents[1] / "figures" / "benchmarks" / "scaling.png").exists()
 
 
 def test_a_readme_without_markers_is_left_alone(project):

@@ -17,17 +17,21 @@ from test_architectures import ARCHITECTURES
 from prunegpt_utils import calibration, criteria, hub
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.report import frames, tables
-from prunegpt_utils.runs import records
+from prunegpt_utils.runs import expansion, records
+from prunegpt_utils.runs.parameters import Parameters
 
 README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "bring-your-own.md"
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES = [
+    *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "results").glob("*/README.md")),
+    ROOT / "benchmarks" / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", README,
+]  # fmt: skip
 SMALLER = {  # what the guide says -> what the tests run instead
     "seed: [0, 1, 2]": "batch: 2",
     "    dense:": "    dense: {steps: 2}",
     "    control:": "    control: {steps: 2}",
     "sparsity: [0.5, 0.9]": "steps: 2, sparsity: [0.9]",
-    "-p block_size 64": "-p block_size 64 -p steps 2 -p batch 2 -p init_from '' -p one_shot_run ''",
+    "-p block_size 64": "-p block_size 64 -p steps 2 -p batch 2 -p init_from '' -p one_shot_run '' -p reference ''",
 }
 
 
@@ -162,7 +166,7 @@ def test_the_guide_s_commands_run(mine, project, runs_folder):
     assert (runs_folder / "mine/exports/gradual-relative-s90-seed0/README.md").exists()
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_links_and_names_lead_somewhere(path):
     text = path.read_text("utf-8")
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
@@ -174,6 +178,15 @@ def test_links_and_names_lead_somewhere(path):
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
     for name in re.findall(r"`((?:prunegpt_utils|studies|notebooks|tests|docs)/[\w./-]+)`", text):
         assert (ROOT / name).exists() or "*" in name, name
+
+
+def test_ratios_of_prior_work_are_those_of_the_numbers_beside_them():
+    text = (ROOT / "docs" / "prior-work.md").read_text("utf-8")
+    numbers = re.findall(r"\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| (?:\[|the same)", text)
+    assert len(numbers) == 13
+    for dense, sparse, ratio in numbers:
+        places = len(ratio.partition(".")[2])
+        assert f"{float(sparse) / float(dense):.{places}f}" == ratio, (dense, sparse)
 
 
 def test_messages_in_the_faq_are_those_of_the_code():
@@ -209,9 +222,18 @@ def test_what_a_criterion_sees_of_the_inputs_is_what_the_guide_says():
     assert known.shape == (layer.nx,)
 
 
-def test_the_readme_names_the_architectures_that_are_tested():
-    row = next(
-        line for line in README.read_text("utf-8").splitlines() if "| architecture |" in line
-    )
+def test_the_readme_fits_on_a_few_screens_and_its_studies_can_be_planned():
+    text = README.read_text("utf-8")
+    assert len(text.splitlines()) <= 200 and len(text.encode()) <= 12_000
+    for study in re.findall(r"STUDY=([\w-]+)", text):
+        assert expansion.plan(study), study
+    for study, run in re.findall(r"RUN=([\w-]+)/([\w.-]+)", text):
+        assert run in expansion.plan(study), run
+    (overrides,) = re.findall(r'NEW=\w+ SET="([^"]+)"', text)
+    assert set(re.findall(r"(\w+)=", overrides)) <= set(Parameters.model_fields)
+
+
+def test_the_guide_names_the_architectures_that_are_tested():
+    row = next(line for line in GUIDE.read_text("utf-8").splitlines() if "| architecture |" in line)
     listed = re.findall(r"gradients and zeros: (.*?)\. Mixtures .*? counted: (.*?);", row)
     assert sorted(", ".join(listed[0]).split(", ")) == sorted(", ".join(ARCHITECTURES).split(", "))

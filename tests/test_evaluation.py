@@ -259,3 +259,38 @@ def test_the_bootstrap_of_a_long_text_needs_little_memory():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 100e6
+
+
+def test_windows_of_a_text_are_those_that_the_model_read(model, ids):
+    tokens = tokens_of(ids[:100])
+    tokens.layouts["joined"]["validation"] = tokens.layouts["joined"]["test"]
+    found, windows = evaluation.score_splits(model, tokens, 32)
+    losses = evaluation.score_tokens(model, tokens, "test", 32).losses
+    assert found == dict.fromkeys(("validation", "test"), perplexity(model, tokens, "test", 32))
+    wanted = [round(part.double().mean().item(), 5) for part in losses.split([31, 31, 31, 3])]
+    assert windows == {"validation": wanted, "test": wanted}
+    assert evaluation.score_splits(model, tokens, 32, "strided")[1] is None
+
+
+def test_nll_by_window_by_hand():
+    losses = torch.tensor([1.0, 2.0, 3.0, 5.0, 0.123456])
+    assert evaluation.nll_by_window(losses, 2) == [1.5, 4.0, 0.12346]
+
+
+def test_two_records_are_compared_as_two_models_are():
+    generator = torch.Generator().manual_seed(5)
+    first, second = torch.rand(2, 1003, generator=generator) * 3
+    whole = evaluation.paired_difference(first, second, window=31, seed=2)
+    by_window = [evaluation.nll_by_window(losses, 31) for losses in (first, second)]
+    found = evaluation.paired_window_difference(*by_window, tokens=1003, window=31, seed=2)
+    assert found == pytest.approx(whole, abs=1e-5)
+    assert found["mean"] == pytest.approx(float((first - second).mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize(("counts", "tokens"), [((3, 4), 90), ((3, 3), 124), ((2, 2), 61)])
+def test_windows_of_two_texts_are_not_compared(counts, tokens):
+    lists = [[1.0] * count for count in counts]
+    with pytest.raises(
+        ParameterError, match=r"nll_by_window: '\d and \d windows' must be those of"
+    ):
+        evaluation.paired_window_difference(*lists, tokens=tokens, window=31)

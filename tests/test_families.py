@@ -49,7 +49,7 @@ def test_fine_tuned_pruned_and_distilled(family, tmp_path):
     folder, _ = family
     texts = tmp_path / "texts"
     texts.mkdir()
-    prose = (ROOT / "README.md").read_text("utf-8")
+    prose = (ROOT / "docs" / "faq.md").read_text("utf-8")
     for number, split in enumerate(SPLITS, 1):
         (texts / f"{split}.txt").write_text(prose.replace("the", f"the {number}"), "utf-8")
     parameters = {

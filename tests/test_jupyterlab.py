@@ -27,6 +27,7 @@ pytestmark = [
 SMALL = {
     "init_from": '""',
     "one_shot_run": '""',
+    "reference": '""',
     "steps": "2",
     "batch": "2",
     "block_size": "64",

@@ -1,5 +1,6 @@
 """What a newcomer types, and what is said when the machine lacks something."""
 
+import os
 import shutil
 import subprocess
 
@@ -36,6 +37,7 @@ def test_help_is_the_default_and_lists_every_target():
         "lab",
         "notebooks",
         "report",
+        "share",
         "publish",
         "lint",
         "resume",
@@ -66,3 +68,38 @@ def test_an_unknown_study_is_one_line(runs_folder):
     done = make(ROOT, "study", "STUDY=pydoc")
     assert done.returncode != 0 and not runs_folder.exists()
     assert "error: study: 'pydoc' must be one of " in done.stderr and "Traceback" not in done.stderr
+
+
+def active(folder, script):
+    """`make ENV=active ...` where the active environment's python is `script`."""
+    environment = folder / "environment"
+    environment.mkdir()
+    python = fake_python(environment, script)
+    path = f"PATH={environment}:{os.environ['PATH']}"
+    command = ["env", path, "make", "--no-print-directory", "ENV=active"]
+
+    def run(*words):
+        return subprocess.run(
+            [*command, *words], cwd=folder, capture_output=True, text=True, check=False
+        )
+
+    return run, python
+
+
+def test_an_active_environment_is_used_and_nothing_is_installed(bare):
+    run, python = active(bare, 'echo "$0 $*"')
+    done = run("plan", "STUDY=mine")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{python} -m prunegpt_utils plan mine"
+    assert not (bare / ".venv" / "installed").exists()
+    assert not (bare / ".venv" / "bin").exists()
+
+
+def test_an_active_environment_without_the_packages_is_one_line(bare):
+    run, python = active(bare, 'echo "No module named torch" >&2; exit 1')
+    done = run("study")
+    assert done.returncode != 0
+    assert done.stdout.strip() == (
+        "error: ENV: 'active' must be an environment with the packages of environment.yml; "
+        f"{python} says: No module named torch"
+    )

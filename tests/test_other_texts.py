@@ -172,6 +172,10 @@ def test_one_run_of_the_notebook_writes_what_the_tables_read(copies, tmp_path):
     path = tmp_path / "trial" / "records" / "cuts-seed0.json"
     found = records.read(path)
     assert not list(schema.problems(found)) and str(copies) not in path.read_text()
+    for point in found["one_shot_curve"]:
+        kept = point["fidelity"]
+        assert kept["kl"] > 0 and kept["same_top"] < 1
+        assert kept["tokens"] == point["validation"]["tokens"]
     rows = cuts.cuts([found])
     assert set(zip(rows.scope, rows.text, strict=True)) == {
         (scope, text)
@@ -183,6 +187,21 @@ def test_one_run_of_the_notebook_writes_what_the_tables_read(copies, tmp_path):
         "owner/other is left out: data: 'owner/other' is not on this machine"
         in (tmp_path / "out.ipynb").read_text()
     )
+
+
+def test_a_trained_model_is_scored_on_further_texts_too(copies, tmp_path):
+    values = {
+        "study": "trial", "recipe": "zero-shot", "data": str(small_text(tmp_path / "text")), "block_size": 64,
+        "init_from": "", "steps": 0, "also_score": "owner/data:raw-v1 owner/other", "also_block_size": 8,
+        "also_tokens": 20,
+    }  # fmt: skip
+    done = papermill("01_baselines", tmp_path, values)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = records.read(tmp_path / "trial" / "records" / "zero-shot-seed0.json")
+    (name,) = found["also_scored"]
+    assert name == "owner/data:raw-v1" and found["also_scored"][name]["metrics"]["tokens"] == 17
+    line = "owner/other is left out: data: 'owner/other' is not on this machine"
+    assert line in (tmp_path / "out.ipynb").read_text()
 
 
 @pytest.mark.system

@@ -123,6 +123,62 @@ def test_a_reference_may_name_one_of_several_runs(monkeypatch):
     assert execution.require("teacher", run.parameters | {"teacher": "control-steps7"}) is None
 
 
+def compared(monkeypatch, **control):
+    """The plan of a study of a control, with what it says of it, and a run that is pruned."""
+    content = {"study": "mine", "notebooks": {
+        "01_baselines": {"dense": {"seed": [0, 1]}, "control": [{"seed": 0}, {"seed": 1} | control]},
+        "02_pruning": {"gradual": {"one_shot_run": "", "seed": [0, 1]}},
+    }}  # fmt: skip
+    monkeypatch.setattr(study_files, "load", lambda study: content)
+    return expansion.plan("mine"), content
+
+
+def test_a_reference_may_name_the_run_of_another_seed(monkeypatch):
+    plan, content = compared(monkeypatch, reference="control-seed0")
+    assert plan["control-seed1"].depends_on == ("dense-seed1", "control-seed0")
+    assert plan["control-seed0"].parameters["reference"] == ""
+    assert plan["gradual-s90-seed1"].depends_on == ("dense-seed1", "control-seed1")
+    # what another run makes is the run as it is planned
+    asked = expansion.resolve(content, "reference", plan["gradual-s90-seed1"].parameters)
+    assert asked.parameters == plan["control-seed1"].parameters
+
+
+def test_the_full_study_knows_how_far_two_seeds_are_apart():
+    plan = expansion.plan("pydocs-full")
+    found = [plan[f"control-seed{seed}"].parameters["reference"] for seed in range(3)]
+    assert found == ["", "control-seed0", "control-seed0"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("control", "control-seed1: reference: 'control' is this run; it must name another"),
+        ("control-seed1", "control-seed1: reference: 'control-seed1' is this run"),
+        ("contrl", "control-seed1: reference: 'contrl' names no run that this study makes"),
+        ("gpt2", "control-seed1: reference: 'gpt2' names no run that this study makes"),
+        ("control-seed7", "control-seed1 needs control-seed7, which the study does not make"),
+        ("gradual", "each of these runs needs the one before it"),
+    ],
+)  # fmt: skip
+def test_a_reference_that_cannot_be_is_one_line(monkeypatch, reference, message):
+    with pytest.raises(ParameterError, match=message) as error:
+        compared(monkeypatch, reference=reference)
+    assert "\n" not in str(error.value)
+
+
+def test_a_study_need_not_make_what_its_recipes_are_compared_with(monkeypatch):
+    content = {"study": "mine", "notebooks": {"02_pruning": {"gradual": {"init_from": ""}}}}
+    monkeypatch.setattr(study_files, "load", lambda study: content)
+    assert study_files.recipe_parameters("gradual")["reference"] == "control"
+    assert expansion.plan("mine")["gradual-s90-seed0"].parameters["reference"] == ""
+
+
+def test_no_run_waits_for_itself():
+    p = {"study": "smoke", "recipe": "control", "seed": 0, "reference": "control-seed0"}
+    with pytest.raises(ParameterError, match="reference: 'control-seed0' is this run"):
+        execution.require("reference", p)
+
+
 def test_optional_leaves_out_one_variant_only(monkeypatch):
     distilled = {"baseline": "control"}
     optional = {"teacher": ["no/such-model"], "optional": True}

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from prunegpt_utils.config import training_parameters
+from prunegpt_utils.config import peak_lr, training_parameters
+from prunegpt_utils.report import best_dense
 from prunegpt_utils.report.methods import method_label, order
+from prunegpt_utils.report.statistics import half_width
 from prunegpt_utils.runs import study_files
 from prunegpt_utils.runs.expansion import resolve, variant_name
 
@@ -16,11 +18,15 @@ from prunegpt_utils.runs.expansion import resolve, variant_name
 _OTHER_NOTEBOOKS = ("00_pretraining", "04_size_and_speed", "06_criteria", "13_one_shot")
 _COLUMNS = (
     "run", "recipe", "base_recipe", "axes", "label", "seed", "requested", "neurons", "heads",
-    "sparsity", "scope", "criterion", "model_sparsity", "perplexity", "test", "tokens", "seconds",
-    "untaught",
+    "blocks", "sparsity", "scope", "criterion", "model_sparsity", "perplexity", "test", "tokens",
+    "seconds", "untaught", "model", "size", "init_from", "steps", "total", "best_step", "lr",
+    "validation_tokens", "test_tokens", "paired_half", "windows", "fidelity", "texts",
+    "bytes16",
 )  # fmt: skip
+# columns whose cells are no numbers or short texts
+OBJECTS = ["axes", "untaught", "windows", "fidelity", "texts", "text_ratios"]
 # what was asked to go; what went differs a little from seed to seed, and so makes no groups
-REQUESTED = ["requested", "neurons", "heads"]
+REQUESTED = best_dense.GROUP[1:]
 
 
 def frame(
@@ -36,20 +42,25 @@ def frame(
 
     Returns:
         DataFrame with run, recipe, base_recipe, axes, label (see `methods`), seed, what was asked
-        to go (requested, neurons, heads: fractions of block weights, neurons, heads), sparsity
-        (measured, of the block matrices, rounded to a tenth of a percent; where whole neurons were
-        removed, the share of weights removed), scope, criterion, model_sparsity, perplexity and
+        to go (requested, neurons, heads, blocks: fractions of block weights and of these), sparsity
+        (measured, of the block matrices, rounded to a tenth of a percent; where whole neurons or
+        blocks are gone, the share of their weights), scope, criterion, model_sparsity, perplexity,
         test (of the validation and the test split), tokens, seconds, untaught (for a run with a
-        teacher, the name of the same run without one, None if there is none), ratio and test_ratio
-        (to the dense control of the same seed). What is published and missing travels along as
-        attributes.
+        teacher, the name of the same run without one, None if there is none), model and size (of
+        the base model, and its weights that may be pruned), init_from, steps, total (with those of
+        the run it went on from) and best_step (of which the checkpoint was kept), lr (the peak
+        learning rate), tokens of both splits,
+        paired_half (half of the interval of `nll_gain_over_baseline`, nats), windows (losses of
+        the test text by window), fidelity, texts ({name: perplexity} of further texts), bytes16
+        (see `stored_bytes`, 2 bytes a value), and the columns of `best_dense.with_ratios`. What is
+        published and missing travels along as attributes.
     """
     found = [record for record in records if record["notebook"] not in _OTHER_NOTEBOOKS]
     table = pd.DataFrame([_row(record) for record in found], columns=_COLUMNS)
     table["untaught"] = pd.Series(_untaught(found), dtype=object)
-    control = _of_its_control(table)
-    table["ratio"] = table.perplexity / control.perplexity
-    table["test_ratio"] = table.test / control.test
+    table["total"] = table.steps + _steps_before(table)
+    table["model"] = _base_models(records, table.model)
+    table = best_dense.with_ratios(table)
     table["order"] = [order(*of) for of in zip(table.base_recipe, table["axes"], strict=True)]
     table["name"] = table.recipe.str.replace(r"\d+", lambda found: found[0].zfill(9), regex=True)
     table = table.sort_values(["order", "name", "requested", "sparsity", "seed"], ignore_index=True)
@@ -60,17 +71,45 @@ def frame(
 
 def _row(record):
     metrics, p, training = record["metrics"], record["parameters"], record["training"]
+    gain, steps = record.get("nll_gain_over_baseline") or {}, training["steps"]
+    texts = (record.get("also_scored") or {}).items()
     return record | {
         "label": method_label(record["base_recipe"], record["axes"]),
         "requested": record["sparsity"].get("requested", record["sparsity"]["prunable"]),
         "neurons": p.get("neuron_sparsity", 0.0), "heads": p.get("head_sparsity", 0.0),
+        "blocks": p.get("block_sparsity", 0.0),
         "sparsity": round(_removed(record), 3),
         "scope": p.get("scope", ""), "criterion": p.get("criterion", ""),
         "model_sparsity": record["sparsity"]["model"],
         "perplexity": float(metrics["validation"]["perplexity"]),
         "test": float(metrics["test"]["perplexity"]),
         "tokens": training["tokens"], "seconds": training["seconds"],
+        "model": record["model"]["name"], "size": record["model"]["prunable"],
+        "init_from": p.get("init_from", ""), "steps": steps,
+        "lr": peak_lr(p) if steps and "lr" in p else math.nan,
+        "best_step": training.get("best_step"),
+        **{f"{split}_tokens": metrics[split]["tokens"] for split in ("validation", "test")},
+        "paired_half": (gain["high"] - gain["low"]) / 2 if "high" in gain else math.nan,
+        "windows": (record.get("nll_by_window") or {}).get("test"),
+        "fidelity": record.get("fidelity"),
+        "texts": {name: float(each["metrics"]["perplexity"]) for name, each in texts},
+        "bytes16": stored_bytes(record, 2),
     }  # fmt: skip
+
+
+def _steps_before(table):
+    """Steps of the runs that runs went on from, by the names of their recipes."""
+    steps = dict(zip(table.base_recipe, table.steps, strict=True))
+    steps |= dict(zip(table.recipe, table.steps, strict=True))
+    return table.init_from.map(lambda name: steps.get(name, 0)).astype(int)
+
+
+def _base_models(records, models):
+    """Base model by name; one that the study pretrained beside its own stands for that one."""
+    made = {r["recipe"] for r in records if r["notebook"] == "00_pretraining"}
+    made |= {r["base_recipe"] for r in records if r["notebook"] == "00_pretraining"}
+    given = models[~models.isin(made)].mode()
+    return models.where(~models.isin(made), given.iloc[0]) if len(given) else models
 
 
 def _removed(record):
@@ -94,10 +133,10 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
     """What a teacher was worth: a row a run that has one, beside the same run without.
 
     Returns:
-        DataFrame: such rows of `frame`, with `alone`, `alone_ratio` and `alone_test_ratio`, the
-        perplexity, ratio and test_ratio of the run without a teacher.
+        DataFrame: such rows of `frame`, with `alone`, `alone_test` and `alone_test_ratio`, the
+        perplexity, test and test_ratio of the run without a teacher.
     """
-    columns = {"perplexity": "alone", "ratio": "alone_ratio", "test_ratio": "alone_test_ratio"}
+    columns = {"perplexity": "alone", "test": "alone_test", "test_ratio": "alone_test_ratio"}
     alone = table[["run", *columns]].rename(columns={"run": "untaught", **columns})
     return table[table.untaught.notna()].merge(alone, on="untaught", how="inner")
 
@@ -121,14 +160,6 @@ def nll_gains(records: list[dict]) -> dict[str, dict]:
     return found
 
 
-def _of_its_control(table):
-    """Perplexities of each run's control: of its seed and, if there are several, its length."""
-    controls = table[table.base_recipe == "control"].sort_values("recipe")
-    equal = ["seed", "tokens"] if controls.recipe.nunique() > 1 else ["seed"]
-    levels = controls.drop_duplicates(equal)[[*equal, "perplexity", "test"]]
-    return table[equal].merge(levels, on=equal, how="left")
-
-
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds of each recipe and what was asked to go, with standard deviation and count.
 
@@ -139,7 +170,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         sparsity=("sparsity", "mean"),
         base_recipe=("base_recipe", "first"), axes=("axes", "first"), label=("label", "first"),
         perplexity=("perplexity", "mean"), spread=("perplexity", "std"), test=("test", "mean"),
-        ratio=("ratio", "mean"), test_ratio=("test_ratio", "mean"),
+        test_spread=("test", "std"), ratio=("ratio", "mean"), test_ratio=("test_ratio", "mean"),
+        control_ratio=("control_ratio", "mean"), control_test_ratio=("control_test_ratio", "mean"),
+        lr=("lr", "first"), steps=("steps", "first"), best_step=("best_step", list),
+        fidelity=("fidelity", list), texts=("texts", list), text_ratios=("text_ratios", list),
         model_sparsity=("model_sparsity", "mean"),
         tokens=("tokens", "mean"), seconds=("seconds", "mean"), seeds=("seed", list),
         runs=("run", list),
@@ -203,7 +237,7 @@ def by_steps(records: list[dict]) -> pd.DataFrame:
 
     Returns:
         DataFrame with recipe (without the axis `steps`), sparsity (as asked for), steps, seed,
-        perplexity, and base_recipe, axes and label, also without it.
+        perplexity, base_recipe, axes and label, also without it, and test.
     """
     rows = []
     for record in records:
@@ -213,41 +247,75 @@ def by_steps(records: list[dict]) -> pd.DataFrame:
             rows.append((
                 variant_name(base, axes), record["sparsity"]["requested"], steps, record["seed"],
                 float(perplexity), base, axes, method_label(base, axes),
+                float(record["metrics"]["test"]["perplexity"]),
             ))  # fmt: skip
     columns = ["recipe", "sparsity", "steps", "seed", "perplexity", "base_recipe", "axes", "label"]
+    columns += ["test"]
     return pd.DataFrame(rows, columns=columns).sort_values(columns[:4], ignore_index=True)
 
 
-def stored_bytes(record: dict) -> int:
+def stored_bytes(record: dict, width: int = 4) -> int:
     """Bytes of a model whose zeros are not stored, from the counts of its record.
 
-    float32 values that are not zero, and one bit for each weight of a pruned matrix, which says
-    whether it is one: 4 (N - z) + M / 8, with N parameters, M of them prunable, z of those zero.
-    A model without zeros needs no bits: 4 N.
+    Values that are not zero, of `width` bytes each, and one bit for each weight of a pruned matrix,
+    which says whether it is one: 4 (N - z) + M / 8 in float32, with N parameters, M of them
+    prunable, z of those zero. A model without zeros needs no bits: 4 N.
     """
-    model, zeros = record["model"], record["sparsity"]["prunable"] * record["model"]["prunable"]
+    model, zeros = record["model"], _zeros(record)
     mask = math.ceil(model["prunable"] / 8) if zeros else 0
-    return round(4 * (model["parameters"] - zeros)) + mask
+    return round(width * (model["parameters"] - zeros)) + mask
 
 
-def costs(records: list[dict]) -> pd.DataFrame:
+def _zeros(record):
+    return record["sparsity"]["prunable"] * record["model"]["prunable"]
+
+
+def training_flops(record: dict) -> float:
+    """Operations of a run's own training, of student and teacher; NaN where nobody counted."""
+    flops = record["training"].get("flops")
+    return float(sum(flops.values())) if flops else math.nan
+
+
+def costs(records: list[dict], flops: Mapping[str, float] | None = None) -> pd.DataFrame:
     """Perplexity, bytes and time, a row a recipe and sparsity, means over seeds.
 
+    Args:
+        flops: {run: operations of all that it stands on}, NaN for a run that is not in it; None
+            counts its own training alone.
+
     Returns:
-        DataFrame with recipe, base_recipe, axes, label, sparsity, perplexity, bytes (see
-        `stored_bytes`) and time: that of writing a token, as a fraction of the dense model's, for
+        DataFrame with recipe, base_recipe, axes, label, sparsity, perplexity and test; seeds and
+        test_half_width (of the 95 % interval over them); bytes and bytes16 (see `stored_bytes`, of
+        4 and of 2 bytes a value), weights (of the blocks, not zero), zeros, flops (see
+        `training_flops`) and time: that of writing a token, as a fraction of the dense model's, for
         a model of the shape that notebook 04 measured with as large a share of its weights removed
         (interpolated on a logarithmic scale; NaN outside of the measured shares).
     """
-    size = {record["run"]: stored_bytes(record) for record in records if "model" in record}
-    columns = ["recipe", "base_recipe", "axes", "label", "sparsity", "perplexity", "runs"]
-    rows = summary(frame(records))[columns].copy()
-    rows["bytes"] = [sum(map(size.get, runs)) / len(runs) for runs in rows.pop("runs")]
+    columns = ["recipe", "base_recipe", "axes", "label", "sparsity", "perplexity", "test"]
+    table = frame(records)
+    rows = summary(table)[[*columns, "runs"]].copy()
+    counted = {record["run"]: _counts(record) for record in records if "model" in record}
+    for run in counted if flops is not None else ():
+        counted[run]["flops"] = flops.get(run, math.nan)
+    means = [pd.DataFrame([counted[run] for run in runs]).mean() for runs in rows.runs]
+    rows = rows.join(pd.DataFrame(means, index=rows.index, columns=list(_COUNTS)))
+    tests = table.set_index("run").test
+    rows["test_half_width"] = [half_width(tests[runs]) for runs in rows.runs]
+    rows["seeds"] = [len(runs) for runs in rows.pop("runs")]
     measured = [row for record in records for row in record.get("seconds_by_share", [])]
     narrow = rows.base_recipe.isin(["narrow", "narrow-distilled"])
     kinds = np.where(narrow, "narrow", "sparse")
     rows["time"] = [_time_at(*of, measured) for of in zip(rows.sparsity, kinds, strict=True)]
     return rows
+
+
+_COUNTS = ("bytes", "bytes16", "weights", "zeros", "flops")
+
+
+def _counts(record):
+    zeros = _zeros(record)
+    sizes = stored_bytes(record), stored_bytes(record, 2), record["model"]["prunable"] - zeros
+    return dict(zip(_COUNTS, (*sizes, zeros, training_flops(record)), strict=True))
 
 
 def _time_at(share, kind, measured):

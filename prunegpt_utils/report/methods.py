@@ -31,6 +31,10 @@ METHODS = {
     "two-four-distilled": ("2:4 + teacher", "#882255", "p"),
     "narrow": ("fewer neurons", "#009E73", "s"),
     "narrow-distilled": ("fewer neurons + teacher", "#009E73", "o"),
+    "shallow": ("fewer layers", "#CC79A7", "s"),
+    "shallow-distilled": ("fewer layers + teacher", "#CC79A7", "o"),
+    "small": ("pretrained small", "#332288", "s"),
+    "small-distilled": ("pretrained small + teacher", "#332288", "o"),
 }
 
 # parameter -> label, in the order in which the label of a run lists them; others go by their names
@@ -43,6 +47,8 @@ PARAMETER_LABELS = {
 
 VALUE_LABELS = {
     "forward_kl": "forward KL", "reverse_kl": "reverse KL", "hidden_mse": "hidden states",
+    "scratch-mask": "the pruned model's zeros from scratch",
+    "scratch-random": "random zeros from scratch",
 }  # fmt: skip
 
 

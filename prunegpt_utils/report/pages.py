@@ -11,6 +11,7 @@ import nbformat
 
 FOLDER = Path(__file__).with_name("templates")
 LINK = re.compile(r"\]\((?:\.\./)?(\w+)\.(?:ipynb|md)\)")
+GUIDE = re.compile(r"\[([^\]]*)\]\(\.\./docs/[^)]*\)")  # of the repository: no page of a report
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$([^$\n]+?)\$(?!\w)", re.S)
 
 
@@ -23,6 +24,7 @@ def _environment():
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False}
     environment.globals["read"] = lambda name: Markup((FOLDER / name).read_text("utf-8"))  # noqa: S704
     environment.globals["math"] = lambda tex: Markup(formulas(f"$${tex}$$"))  # noqa: S704
     return environment
@@ -57,7 +59,7 @@ def notebook_html(path: Path, names: Container[str] = ()) -> str:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             heading = (re.findall(r"^#+ (.+)", cell.source, re.M) or [heading])[-1]
-            cell.source = LINK.sub(link, formulas(cell.source))
+            cell.source = LINK.sub(link, GUIDE.sub(r"\1", formulas(cell.source)))
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = _smaller(output.data["image/png"])

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from prunegpt_utils.report.figure_files import INK, left_out, legend, log_axes, plain_log_axis
 from prunegpt_utils.report.frames import pareto_front, summary
@@ -17,34 +17,33 @@ PERPLEXITY, SPARSITY = "validation perplexity", "sparsity of the block matrices"
 CUT_ONCE = "Cut once, nothing retrained"
 
 
-def perplexity_by_sparsity(table: pd.DataFrame, curves: pd.DataFrame, title: str) -> Figure | None:
-    """The answer in one picture: perplexity (log) against sparsity, a line a method.
+def perplexity_by_sparsity(table: pd.DataFrame, title: str) -> Figure | None:
+    """The answer in one picture: test perplexity (log) against sparsity, a line a method.
 
     Args:
-        table: of `frames.frame`.  curves: of `frames.one_shot_curves`.
+        table: of `frames.frame`.
     """
-    means, one_shot = summary(table), _curve(curves, "global", "fisher")
+    means = summary(table)
+    means = means.assign(perplexity=means.test, spread=means.test_spread)
     levels = _finite(means.set_index("recipe").perplexity)
-    if levels.empty and _finite(one_shot).empty:
+    if levels.empty:
         return left_out("perplexity against sparsity", "these records hold no perplexity of a run")
     figure, axes = plt.subplots(figsize=(7.4, 4.8))
-    all_levels = pd.concat([levels, _finite(one_shot)])
-    control = levels[levels.index == "control"]
-    floor = (control if len(control) else all_levels).min()
-    _line(axes, one_shot, METHODS["one-shot"], linestyle=":")
-    drawn = ("original", "narrow", "narrow-distilled", "gradual", "gradual-distilled")
+    drawn = ("one-shot", "original", "narrow", "narrow-distilled", "gradual", "gradual-distilled")
     for recipe in (*drawn, "two-four", "two-four-distilled"):
         rows = means[means.recipe == recipe].set_index("sparsity").sort_index()
         if len(rows):
             _line(axes, rows.perplexity, METHODS[recipe])
             _band(axes, rows, METHODS[recipe][1])
-    top = max(levels.drop("one-shot", errors="ignore"), default=floor)
+    floor = levels.min()
+    # a model that a cut destroyed is not to squeeze all others into a corner
+    top = max(levels[levels < 10 * floor])
     log_axes(
         axes, percent=True, xlim=(0, 1.0), ylim=(floor * 0.88, max(top * 1.5, floor * 4)),
-        title=title, xlabel=SPARSITY, ylabel=f"{PERPLEXITY} (lower is better)",
+        title=title, xlabel=SPARSITY, ylabel="test perplexity (lower is better)",
     )  # fmt: skip
     legend(axes, loc="upper left", bbox_to_anchor=(0.0, 0.97), fontsize=9.5)
-    _levels(axes, means)  # after the legend, which is not to repeat them
+    _levels(axes, means, table.dense.dropna())  # after the legend, which is not to repeat them
     return figure
 
 
@@ -73,12 +72,15 @@ def _band(axes, rows, colour):
         axes.fill_between(rows.index, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
-def _levels(axes, means):
-    """The dense models, each a level line with its name on it."""
-    for recipe, dashes in (("zero-shot", (0, (1, 2))), ("control", CONTROL_DASHES)):
-        level, below = means[means.recipe == recipe].perplexity.mean(), recipe == "control"
+def _levels(axes, means, dense):
+    """The dense models, each a level line with its name on it; the best one below its line."""
+    best = dense.mode().iloc[0] if len(dense) else "control"  # of most runs
+    for recipe, dashes in (("zero-shot", (0, (1, 2))), (best, CONTROL_DASHES)):
+        rows, below = means[means.recipe == recipe], recipe == best
+        level = rows.perplexity.mean()
         if np.isfinite(level):  # the study has it
-            label, colour, _ = METHODS[recipe]
+            label, colour, _ = _style(rows)
+            label = f"best dense model: {label.split(':')[0]}" if below else label
             axes.axhline(level, color=colour, linestyle=dashes, lw=1.4, label=label)
             height, side = (level * 0.985, "top") if below else (level * 1.015, "bottom")
             axes.text(0.01, height, label, color=colour, fontsize=9.5, va=side)
@@ -91,23 +93,34 @@ COSTS = {  # column of `frames.costs` -> (unit, label of the axis, title, what t
     "time": (
         1, "time to write a token, 1 = dense; measured on a model of GPT-2's shape",
         "What a millisecond buys", "faster"),
+    "weights": (1e6, "millions of block weights that are not zero", "At equal weights", "smaller"),
+    "bytes16": (
+        1e6, "megabytes: 16-bit values that are not zero, and a bit a weight to find them",
+        "At equal bytes", "smaller"),
+    "flops": (
+        1e12, "training operations of student and teacher, 10^12", "At equal compute", "cheaper"),
 }  # fmt: skip
 
 
-def perplexity_by_cost(costs: pd.DataFrame, cost: str) -> Figure | None:
+def perplexity_by_cost(costs: pd.DataFrame, cost: str, split: str = "validation") -> Figure | None:
     """What compression costs: perplexity (log) against bytes or time, what nothing beats ringed.
 
     Args:
-        costs: of `frames.costs`.  cost: key of `COSTS`.
+        costs: of `frames.costs`.  cost: key of `COSTS`.  split: validation or test.
     """
-    unit, label, title, better = COSTS[cost]
-    costs = costs.assign(x=costs[cost] / unit)
+    unit, xlabel, title, better = COSTS[cost]
+    levels = costs.test if split == "test" else costs.perplexity
+    costs = costs.assign(x=costs[cost] / unit, perplexity=levels)
     costs = costs[np.isfinite(costs.x.astype(float)) & np.isfinite(costs.perplexity.astype(float))]
     if costs.empty:
         return left_out(f"perplexity against {cost}", "these records hold no run with both")
     figure, axes = plt.subplots(figsize=(7.4, 4.8))
-    for _, rows in costs.groupby("recipe", sort=False):
-        _line(axes, rows.set_index("x").perplexity, _style(rows))
+    # lengths of training cost more or less: of such a cost a line is one recipe at one sparsity
+    parts = ["recipe", "sparsity"] if cost == "flops" else ["recipe"]
+    for _, rows in costs.groupby(parts, sort=False):
+        curve = rows.set_index("x").perplexity.sort_index()
+        dashes = _dashes(rows.sparsity.iloc[0]) if cost == "flops" else "-"
+        _line(axes, curve, _style(rows), linestyle=dashes)
     best = costs[pareto_front(costs, cost)].sort_values("x")
     axes.plot(
         best.x, best.perplexity, "o", color=INK, fillstyle="none", markersize=13,
@@ -116,12 +129,20 @@ def perplexity_by_cost(costs: pd.DataFrame, cost: str) -> Figure | None:
     for row in best.itertuples():
         axes.annotate(
             f"{100 * row.sparsity:.0f} %" if row.sparsity else "dense", (row.x, row.perplexity),
-            (-8, -13), textcoords="offset points", fontsize=9, ha="right",
+            (-10, -17), textcoords="offset points", fontsize=9, ha="center",
         )  # fmt: skip
     low = 0.85 * costs.perplexity.min()  # room for the last label
-    log_axes(axes, xlabel=label, ylabel=PERPLEXITY, title=title, xlim=(0, None), ylim=(low, None))
-    legend(axes, fontsize=9)
+    ylabel = f"{split} perplexity"
+    log_axes(axes, xlabel=xlabel, ylabel=ylabel, title=title, xlim=(0, None), ylim=(low, None))
+    named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # each once
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(named) > 5 else {}
+    axes.legend(named.values(), named.keys(), fontsize=9, **beside)
     return figure
+
+
+def _dashes(share):
+    """Of a line at one sparsity: the more is gone, the less is drawn."""
+    return "-" if share == 0 else "--" if share < 0.7 else ":"
 
 
 def _style(rows):
@@ -148,6 +169,38 @@ def perplexity_by_steps(table: pd.DataFrame, title: str) -> Figure | None:
     axes.set_xticks(steps, [f"{step:,}" for step in steps])
     axes.xaxis.set_minor_locator(NullLocator())
     legend(axes, fontsize=9.5)
+    return figure
+
+
+def perplexity_by_rate(rows: pd.DataFrame, chosen: pd.DataFrame) -> Figure | None:
+    """Perplexity (log) against the learning rate, a line an arm; a panel a text.
+
+    Args:
+        rows: of `controls.sweep`.  chosen: those of them that validation chose, ringed.
+    """
+    if _finite(rows.perplexity).empty:
+        return left_out("perplexity against the learning rate", "no run of the sweep is there")
+    figure, panels = plt.subplots(1, 2, figsize=(12.5, 4.8))
+    for axes, split in zip(panels, ("perplexity", "test"), strict=True):
+        for arm, mine in rows.groupby("arm", sort=False):
+            _, colour, marker = style_of(mine.base_recipe.iloc[0], {})
+            dashes = _dashes(mine.requested.iloc[0])
+            _line(axes, mine.groupby("lr")[split].mean(), (arm, colour, marker), linestyle=dashes)
+        best = chosen.groupby("arm", sort=False)[["lr", split]].mean()
+        axes.plot(
+            best.lr, best[split], "o", color=INK, fillstyle="none", markersize=13,
+            label="chosen on the validation text",
+        )  # fmt: skip
+        name = {"perplexity": "validation"}.get(split, split)
+        log_axes(
+            axes, xscale="log", title=f"The {name} text", ylabel=f"{name} perplexity",
+            xlabel="peak learning rate",
+        )  # fmt: skip
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    panels[1].legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.tight_layout()
     return figure
 
 

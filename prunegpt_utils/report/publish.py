@@ -1,4 +1,4 @@
-"""Put a finished study into the repository: records, figures, and its numbers in the README."""
+"""Put a finished study into the repository: records, figures, a page, numbers of the README."""
 
 import re
 import shutil
@@ -6,8 +6,16 @@ from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.files import atomic_path
-from prunegpt_utils.report import frames, tables
-from prunegpt_utils.runs import expansion, paths, records, staleness, status
+from prunegpt_utils.report import forgetting, frames, tables
+from prunegpt_utils.runs import (
+    expansion,
+    paths,
+    records,
+    staleness,
+    status,
+    study_files,
+    task_records,
+)  # fmt: skip
 from prunegpt_utils.runs.validation import validate
 
 
@@ -30,19 +38,71 @@ def publish(study: str) -> list[Path]:
     targets = paths.ROOT / "results" / study, paths.ROOT / "figures" / study
     for source, target in zip(("records", "figures"), targets, strict=True):
         with atomic_path(target) as part:
-            shutil.copytree(folder / source, part, ignore=shutil.ignore_patterns("plan.*", ".*"))
-    text = with_results(readme.read_text("utf-8"), study)
-    with atomic_path(readme) as part:
-        part.write_text(text, "utf-8")
-    return [*targets, readme]
+            ignore = shutil.ignore_patterns("plan.*", ".*")
+            shutil.copytree(folder / source, part, ignore=ignore)
+            if source == "records" and (scores := task_records.beside(folder / source)).is_dir():
+                shutil.copytree(scores, part / scores.name, ignore=ignore)
+    page = targets[0] / "README.md"
+    for path, text in (
+        (page, study_page(study)),
+        (readme, with_results(readme.read_text("utf-8"))),
+    ):
+        with atomic_path(path) as part:
+            part.write_text(text, "utf-8")
+    return [*targets, page, readme]
 
 
-def with_results(text: str, study: str) -> str:
-    """`text` with the published numbers of `study` between its markers."""
+def study_page(study: str) -> str:
+    """What who opens the folder of a study sees: what it asks, its answer, figures and table."""
+    found, table = _published(study)
+    file = paths.ROOT / "studies" / f"{study}.yaml"
+    comment = re.match("(#.*\n)*", file.read_text("utf-8"))[0] if file.exists() else ""
+    book = study_files.results_notebook(study)
+    figures = sorted((paths.ROOT / "figures" / study).glob("*.png"))
+    figures.sort(key=lambda path: path.stem != "perplexity")  # the answer's first
+    parts = [
+        f"# {study}",
+        re.sub("^# ?", "", comment, flags=re.M).strip(),
+        f"`make study STUDY={study}` makes it again. The pictures and tables are explained in "
+        f"[{book}](../../notebooks/{book}.ipynb); back to the [README](../../README.md).",
+        _answer(found, table),
+        *(f"![{path.stem}](../../figures/{study}/{path.name})" for path in figures),
+        tables.markdown(table, ".", ["training"]) if len(table) else _list(found),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _published(study):
     files = sorted((paths.ROOT / "results" / study).glob("*.json"))
-    table = frames.frame(list(map(records.read, files)), **expansion.context(study))
-    text = between_markers(text, f"answer:{study}", tables.answer(table))
-    return between_markers(text, f"table:{study}", tables.markdown(table, f"results/{study}"))
+    found = list(map(records.read, files))
+    return found, frames.frame(found, **expansion.context(study))
+
+
+def _answer(found, table):
+    return tables.answer(table) or forgetting.answer(found)
+
+
+def _list(found):
+    """Links to records of models that were cut and not trained, which have no row in a table."""
+    return "\n".join(f"- [{record['run']}](./{record['run']}.json)" for record in found)
+
+
+def with_results(text: str) -> str:
+    """`text` with the numbers of published studies between its markers.
+
+    `<!-- answer:pydocs -->` is what `tables.answer` says of the study, `verdict` one sentence of
+    it, and `short` the small table.
+    """
+    for part, study in re.findall("<!-- (answer|verdict|short):(\\S+) -->", text):
+        found, table = _published(study)
+        if part == "short":
+            content = tables.short(table)
+        elif part == "verdict":
+            content = tables.verdict(table) or forgetting.verdict(found)
+        else:
+            content = _answer(found, table)
+        text = between_markers(text, f"{part}:{study}", content)
+    return text
 
 
 def between_markers(text: str, name: str, content: str) -> str:

@@ -1,42 +1,64 @@
 """Data frames to the tables of README, notebooks, report and terminal: columns and rows."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from prunegpt_utils.report import best_dense
 from prunegpt_utils.report.frames import gains, summary
 from prunegpt_utils.report.methods import method_label
 
+# group of columns that can be switched on -> what a reader is offered
+GROUPS = {
+    "control": "compared with the dense control",
+    "training": "learning rate and kept step",
+    "fidelity": "fidelity to the reference model",
+    "texts": "further texts",
+}
+_PAIRED = "95 % interval (test)"
 
-def headings(table: pd.DataFrame) -> tuple[str, ...]:
-    """Column titles of `rows`; a study that re-does another one has one more."""
-    extra = ("published",) if table.attrs["published"] else ()
-    measured = ("perplexity", "x control", "test", "test x control")
-    return ("model", "sparsity", *extra, *measured, "records")
+
+class Column(NamedTuple):
+    """A column of the table: its title, the group it belongs to ('' is always shown), its cell."""
+
+    title: str
+    group: str
+    cell: Callable[[Any], str]  # of a row of `frames.summary`
 
 
-def rows(table: pd.DataFrame, link: Callable) -> Iterator[tuple[str, ...]]:
-    """Formatted cells of the summary, in the order of `headings`.
+def columns(table: pd.DataFrame, groups: Collection[str] = ()) -> list[Column]:
+    """The columns between the sparsity and the records, those without any value left out.
 
     Args:
-        table: of `frames.frame`.  link: function (run, seed) -> text that leads to the record.
+        table: of `frames.frame`.  groups: keys of `GROUPS` that are shown.
     """
-    published, specs = table.attrs["published"], table.attrs["specs"]
+    published, paired = table.attrs["published"], best_dense.intervals(table)
+    quoted = Column("published", "", lambda row: _published(published, row.recipe))
+    shown = [
+        *([quoted] * bool(published)),
+        Column("test", "", lambda row: _spread(row.test, row.test_spread)),
+        Column("x best dense (test)", "", lambda row: _ratio(row.test_ratio)),
+        *([Column(_PAIRED, "", lambda row: _interval(paired, row))] * bool(paired)),
+        Column("validation", "", lambda row: _spread(row.perplexity, row.spread)),
+        Column("x best dense (validation)", "", lambda row: _ratio(row.ratio)),
+        Column("x control (test)", "control", lambda row: _ratio(row.control_test_ratio)),
+        Column("x control (validation)", "control", lambda row: _ratio(row.control_ratio)),
+        Column("learning rate", "training", lambda row: f"{row.lr:.2g}" if row.lr > 0 else ""),
+        Column("kept step", "training", _kept_step),
+        *(_fidelity() if table.fidelity.notna().any() else ()),
+        *_texts(table),
+    ]  # fmt: skip
+    return [column for column in shown if not column.group or column.group in groups]
 
-    def reported(recipe):
-        return (number(published[recipe]) if recipe in published else "",) if published else ()
 
-    for recipe, why in table.attrs["missing"].items():
-        name = method_label(*specs.get(recipe, (recipe, {})))
-        yield name, "", *reported(recipe), why, "", "", "", ""
-    for row in summary(table).itertuples():
-        spread = f" ± {row.spread:.2f}" if row.spread == row.spread else ""
-        yield (
-            row.label, f"{100 * row.sparsity:.0f} %" if row.sparsity >= 0.001 else "none",
-            *reported(row.recipe), number(row.perplexity) + spread, _ratio(row.ratio),
-            number(row.test), _ratio(row.test_ratio), " ".join(map(link, row.runs, row.seeds)),
-        )  # fmt: skip
+def _published(published, recipe):
+    return number(published[recipe]) if recipe in published else ""
+
+
+def _spread(mean, spread):
+    return number(mean) + (f" ± {spread:.2f}" if math.isfinite(spread) else "")
 
 
 def _ratio(value):
@@ -44,11 +66,105 @@ def _ratio(value):
     return f"{value:.2f}" if math.isfinite(value) else ""
 
 
-def markdown(table: pd.DataFrame, folder: str) -> str:
-    """The table of README and notebook; `folder` is the address of the records."""
-    cells = rows(table, lambda run, seed: f"[{seed}]({folder}/{run}.json)")
-    titles = headings(table)
-    return markdown_table(titles, cells, range(1, len(titles) - 1))
+def _interval(paired, row):
+    found = paired.get(tuple(getattr(row, name) for name in best_dense.GROUP))
+    return "{:.2f} to {:.2f}".format(*found) if found else ""
+
+
+def _kept_step(row):
+    kept = [step for step in row.best_step if step and step == step]
+    ends = dict.fromkeys(f"{int(step):,}" for step in (min(kept), max(kept))) if kept else {}
+    return f"{' to '.join(ends)} of {row.steps:,}" if ends else ""
+
+
+# field of `fidelity` in a record -> (title, how it is written)
+_FIDELITY = {
+    "kl": ("KL divergence", ".3f"), "same_top": ("same top choice", ".1%"),
+    "flips_to_wrong": ("right there, wrong here", ".1%"),
+    "flips_to_right": ("wrong there, right here", ".1%"),
+    "ece": ("calibration error here", ".1%"),
+    "reference_ece": ("calibration error there", ".1%"),
+}  # fmt: skip
+
+
+def _fidelity():
+    return [
+        Column(title, "fidelity", lambda row, f=field, s=spec: _mean(row.fidelity, f, s))
+        for field, (title, spec) in _FIDELITY.items()
+    ]
+
+
+def _texts(table):
+    for name in dict.fromkeys(name for texts in table.texts for name in texts):
+        yield Column(name, "texts", lambda row, n=name: _mean(row.texts, n, ""))
+        title = f"x best dense ({name})"
+        yield Column(title, "texts", lambda row, n=name: _mean(row.text_ratios, n, ".2f"))
+
+
+def _mean(found, name, spec):
+    """Mean over the seeds that have it, as text; `spec` '' is that of a perplexity."""
+    known = [each[name] for each in found if isinstance(each, dict) and name in each]
+    mean = math.fsum(known) / len(known) if known else math.nan
+    text = format(mean, spec).replace("%", " %") if spec else number(mean)
+    return text if math.isfinite(mean) else ""
+
+
+def headings(table: pd.DataFrame, groups: Collection[str] = ()) -> tuple[str, ...]:
+    """Column titles of `rows`, which has the same arguments."""
+    return ("model", "sparsity", *(each.title for each in columns(table, groups)), "records")
+
+
+def rows(
+    table: pd.DataFrame, link: Callable, groups: Collection[str] = ()
+) -> Iterator[tuple[str, ...]]:
+    """Formatted cells of the summary, in the order of `headings`.
+
+    Args:
+        table: of `frames.frame`.  link: function (run, seed) -> text that leads to the record.
+        groups: keys of `GROUPS` whose columns are shown.
+    """
+    published, specs = table.attrs["published"], table.attrs["specs"]
+    shown = columns(table, groups)
+    for recipe, why in table.attrs["missing"].items():
+        name = method_label(*specs.get(recipe, (recipe, {})))
+        cells = {"published": _published(published, recipe), "test": why}
+        yield name, "", *(cells.get(column.title, "") for column in shown), ""
+    for row in summary(table).itertuples():
+        yield (
+            row.label, f"{100 * row.sparsity:.0f} %" if row.sparsity >= 0.001 else "none",
+            *(column.cell(row) for column in shown), " ".join(map(link, row.runs, row.seeds)),
+        )  # fmt: skip
+
+
+def notes(table: pd.DataFrame) -> list[str]:
+    """What a reader of the table must know, in sentences; numbers come from the records."""
+    known = table.dropna(subset=["test_tokens", "validation_tokens"])
+    if known.empty:
+        return []
+    test, validation = (int(known[name].max()) for name in ("test_tokens", "validation_tokens"))
+    told, best = best_dense.told_apart(table), best_dense.names(table)
+    apart = f"; it cannot tell apart what differs by less than about {100 * math.expm1(told):.1f} %"
+    found = [
+        f"The test text ({test:,} tokens) was scored once a run and chose nothing"
+        f"{apart if told == told else ''}.",
+        f"The validation text ({validation:,} tokens) chose checkpoints and learning rates.",
+        "± is the standard deviation over seeds.",
+    ]
+    chosen = "*Best dense* is the dense model of as many steps that validation chose: "
+    return [*found, f"{chosen}{', '.join(best)}."] if best else found
+
+
+def markdown(table: pd.DataFrame, folder: str, groups: Collection[str] = ()) -> str:
+    """The table of README and notebook, and its `notes`.
+
+    Args:
+        table: of `frames.frame`.  folder: address of the records.
+        groups: keys of `GROUPS` whose columns are shown as well.
+    """
+    cells = rows(table, lambda run, seed: f"[{seed}]({folder}/{run}.json)", groups)
+    titles = headings(table, groups)
+    lines = markdown_table(titles, cells, range(1, len(titles) - 1))
+    return "\n\n".join([lines, " ".join(notes(table))]).strip()
 
 
 def markdown_table(
@@ -63,23 +179,133 @@ def markdown_table(
 def plain(table: pd.DataFrame) -> str:
     """The table for a terminal."""
     lines = [headings(table)[:-1], *(cells[:-1] for cells in rows(table, lambda run, seed: ""))]
-    width = 2 + max(len(name) for name, *_ in lines)
-    padded = [[name.ljust(width), *(cell.rjust(15) for cell in cells)] for name, *cells in lines]
+    widths = [2 + max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    padded = [
+        [name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]
+        for name, *cells in lines
+    ]
     return "\n".join(map("".join, padded))
 
 
 def answer(table: pd.DataFrame) -> str:
-    """The study's answer in sentences, of the seeds that have all it needs; '' if none has."""
+    """The study's answer in sentences, one a sparsity; '' if it has none, see `_arms`."""
+    lines = [
+        f"- **{100 * sparsity:.0f} % of the block weights gone**: {_sentence(table, arms)}; "
+        f"{_seeds(arms)}."
+        for sparsity, arms in _arms(table).items()
+    ]
+    names = ", ".join(best_dense.names(table))
+    best = f"- The best dense model, chosen on the validation text: {names}."
+    return "\n".join([*lines, best]) if lines else ""
+
+
+def verdict(table: pd.DataFrame, sparsities: Collection[float] = (0.5, 0.9)) -> str:
+    """The same in one sentence, of some sparsities; '' if it has none."""
+    found = {share: arms for share, arms in _arms(table).items() if share in sparsities}
+    parts = [
+        f"with {100 * share:.0f} % of the block weights gone, {_sentence(table, arms, False)}"
+        for share, arms in found.items()
+    ]
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]} ({_seeds(next(iter(found.values())))})." if text else ""
+
+
+def short(table: pd.DataFrame) -> str:
+    """A small table of the answer: a row a sparsity, test perplexity ± its spread over seeds."""
+    test, found = table.set_index("run").test, _arms(table)
+    columns = [name for name in _SHORT if any(name in arms for arms in found.values())]
+    best, cells = _plus_minus(test[test.index.isin(table.dense_run)]), []
+    for sparsity, arms in found.items():
+        left = 1 - table[table.run.isin(arms["with a teacher"])].model_sparsity.mean()
+        means = [_plus_minus(test[arms.get(name, [])]) or "none" for name in columns]
+        cells.append((f"{100 * sparsity:.0f} %", f"{100 * left:.0f} %", *means, best))
+    titles = ("block weights gone", "left of the whole model", *columns, "best dense model")
+    return markdown_table(titles, cells, range(1, len(titles)))
+
+
+_ANSWERED = (0.5, 0.8, 0.9, 0.95)
+_SMALL = "best small dense model of at most as many bytes"
+_SHORT = ("with a teacher", "without one", _SMALL)
+
+
+def _plus_minus(values):
+    values = values.dropna()
+    spread = f" ± {values.std():.2f}" if len(values) > 1 else ""
+    return f"{number(values.mean())}{spread}" if len(values) else ""
+
+
+def _arms(table):
+    """{sparsity: {name of an arm: its runs}}, the arm with a teacher first.
+
+    Of seeds that have the same run with a teacher and without one; where a study swept the learning
+    rate instead, each arm stands at the rate that validation chose for it.
+    """
     pairs = gains(table[table.recipe.isin(["gradual-distilled", "gradual"])])
-    pairs = pairs[pairs.requested.isin([0.5, 0.8, 0.9, 0.95])]
-    columns = ["ratio", "test_ratio", "alone_ratio", "alone_test_ratio"]
-    means = pairs.dropna(subset=columns).groupby("requested")[columns].mean()
-    return "\n".join(
-        f"- **{100 * sparsity:.0f} % of the block weights gone**: with a teacher "
-        f"{taught:.2f} x the perplexity of the dense control (test text: "
-        f"{taught_test:.2f} x), without one {alone:.2f} x ({alone_test:.2f} x)."
-        for sparsity, taught, taught_test, alone, alone_test in means.itertuples()
-    )
+    pairs = pairs.dropna(subset=["test_ratio", "alone_test_ratio"])
+    if len(pairs):
+        answered = pairs[pairs.requested.isin(_ANSWERED)]
+        return {
+            sparsity: {"with a teacher": list(seeds.run), "without one": list(seeds.untaught)}
+            for sparsity, seeds in answered.groupby("requested")
+        }
+    return dict(_arms_of_sweeps(table))
+
+
+def _arms_of_sweeps(table):
+    swept = table[table["axes"].map(lambda axes: axes.keys() == {"lr"}).astype(bool)]
+    swept = swept[swept.base_recipe.isin(["gradual-distilled", "gradual"])]
+    swept = swept[swept.test_ratio.notna() & swept.requested.isin(_ANSWERED)]
+    chosen = best_dense.chosen_on_validation(swept, ["base_recipe", "requested"])
+    small = best_dense.small_models(table)
+    for sparsity, runs in chosen.groupby("requested"):
+        arms = {"with a teacher": runs[runs.base_recipe == "gradual-distilled"],
+                "without one": runs[runs.base_recipe == "gradual"]}  # fmt: skip
+        fits = small[small.bytes16 <= runs.bytes16.mean()]
+        arms[_SMALL] = best_dense.chosen_on_validation(fits, ["total"])
+        if len(arms["with a teacher"]):
+            yield sparsity, {name: list(each.run) for name, each in arms.items() if len(each)}
+
+
+def _sentence(table, arms, intervals=True):
+    """Ratios to the best dense model, an arm each."""
+    parts = []
+    for name, runs in arms.items():
+        ratio, over = _in_words(table, pd.Series(runs), intervals)
+        to = "" if parts else " the test perplexity of the best dense model"
+        if name == _SMALL:
+            row = table[table.run == runs[0]].iloc[0]
+            size = f" ({row.label}, {100 * (1 - row.sparsity):.0f} % of the weights)"
+            name = f"the {name}{size if intervals else ''}"
+        parts.append(f"{name} {ratio}{to}{over}")
+    return ", ".join(parts)
+
+
+def _seeds(arms):
+    count = len(arms["with a teacher"])
+    return f"{count} seeds" if count > 1 else "one seed"
+
+
+def _in_words(table, runs, intervals=True):
+    """Test ratio of some runs, ± standard deviation over seeds; its interval over the text."""
+    ratios = table[table.run.isin(runs)].test_ratio
+    spread = f" ± {ratios.std():.2f}" if len(ratios) > 1 else ""
+    paired = best_dense.intervals(table[table.run.isin([*runs, *table.dense_run.dropna()])])
+    group = tuple(table.loc[table.run == runs.iloc[0], best_dense.GROUP].iloc[0])
+    known = intervals and group in paired
+    over = " (95 % interval {:.2f} to {:.2f})".format(*paired[group]) if known else ""
+    return f"{ratios.mean():.2f}{spread} x", over
+
+
+def fidelity_table(found: dict) -> pd.DataFrame:
+    """What a record says of fidelity, in words: a row a measure, one column of text."""
+    shares = {
+        "same top choice": "same_top", "right there, wrong here": "flips_to_wrong",
+        "wrong there, right here": "flips_to_right", "calibration error here": "ece",
+        "calibration error there": "reference_ece",
+    }  # fmt: skip
+    lines = {"KL divergence, nats a token": f"{found['kl']:.3f}"}
+    lines |= {words: f"{100 * found[key]:.1f} %" for words, key in shares.items()}
+    return pd.Series(lines).to_frame(f"beside {found['reference']}")
 
 
 def number(value: float) -> str:

@@ -14,7 +14,9 @@ def require(ref: str, p: dict) -> dict | None:
     if the parameter names no run. The run's model is models/<run> in the study's folder.
 
     Raises:
-        ParameterError: the run was made with another model, text, block size or protocol.
+        ParameterError: the run was made with another model, text, block size or protocol, or it is
+            the one that asks. The model of a teacher or a reference may be another one, if its
+            tokens are the same.
     """
     try:
         content = study_files.load(p["study"])
@@ -25,19 +27,32 @@ def require(ref: str, p: dict) -> dict | None:
     spec = expansion.resolve(content, ref, p)
     if spec is None:
         return None
+    if spec.name == expansion.run_name(p):
+        raise ParameterError(ref, p[ref], "is this run; it must name another")
     folder = paths.study_folder(p["study"])
     path = folder / "records" / f"{spec.name}.json"
     if not path.exists():
         execute(spec, folder)
     record = records.read(path)
-    for key in expansion.SHARED:
-        theirs, ours = record["parameters"].get(key), p.get(key)
-        if ours != theirs and None not in (ours, theirs):
-            allowed = f"differs from {theirs!r} of {spec.name}, which this run needs"
-            raise ParameterError(key, ours, f"{allowed}; choose another study name")
+    _check_shared(ref, p, record)
     if changes := staleness.code_changes(record.get("code"), study_files.code_of(spec.notebook)):
         print(f"{spec.name} is out of date: {changes} since; `make study` makes it again")
     return record
+
+
+def _check_shared(ref, p, record):
+    """Raise unless a run, and the one that it names, agree in what they must."""
+    for key in expansion.SHARED:
+        theirs, ours = record["parameters"].get(key), p.get(key)
+        if ours == theirs or None in (ours, theirs):
+            continue
+        if ref in ("teacher", "reference") and key == "model":  # in the same vocabulary
+            from prunegpt_utils.modeling import check_same_tokens
+
+            check_same_tokens(model_of(key, p), model_of(key, record["parameters"]), p[ref], ref)
+        else:
+            allowed = f"differs from {theirs!r} of {record['run']}, which this run needs"
+            raise ParameterError(key, ours, f"{allowed}; choose another study name")
 
 
 def record_of(ref: str, p: dict, part: str = "metrics") -> dict:

@@ -5,7 +5,7 @@ import functools
 import graphlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import yaml
@@ -14,13 +14,17 @@ from prunegpt_utils import hub
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.runs import optional_models, parameters, paths, study_files
 
-# Parameters that name another run by its recipe.
-RUN_REFS = ("model", "init_from", "teacher", "one_shot_run", "baseline")
+# Parameters that name another run by its recipe, or by its recipe and seed.
+RUN_REFS = (
+    "model", "init_from", "teacher", "one_shot_run", "baseline", "reference", "mask_from",
+)  # fmt: skip
 _MODELS = ("model", "teacher")  # those of them that may name a model instead
-# Parameters in which all runs of a study agree, so that one may use the models of another.
+# In which a run agrees with those it stands on, but for the model of a teacher or a reference.
 SHARED = ("model", "data", "block_size", "protocol")
 
-_FRACTIONS = {"sparsity": "s", "neuron_sparsity": "n", "head_sparsity": "h"}  # in a run's name
+_FRACTIONS = {  # in a run's name
+    "sparsity": "s", "neuron_sparsity": "n", "head_sparsity": "h", "block_sparsity": "b",
+}  # fmt: skip
 # Names of runs outlive those of parameters: what these are called in them.
 _LABELS = {
     "block_size": "block", "gradient_accumulation_steps": "accumulate", "regrow_decay": "regrow",
@@ -47,7 +51,7 @@ class RunSpec:
 
 
 def run_name(values: Mapping) -> str:
-    """`<recipe>[-s<percent>][-n<percent>][-h<percent>]-seed<k>`: weights, neurons, heads gone."""
+    """`<recipe>[-s<percent>][-n…][-h…][-b…]-seed<k>`: weights, neurons, heads, blocks gone."""
     shares = {letter: values.get(key, 0) for key, letter in _FRACTIONS.items()}
     percents = "".join(f"-{letter}{100 * share:g}" for letter, share in shares.items() if share)
     return f"{values['recipe']}{percents}-seed{values['seed']}"
@@ -112,12 +116,16 @@ class _Entry:
 
 def _entries(content):
     shared = content.get("parameters") or {}
+    made = set().union(*content["notebooks"].values())
     for notebook, group in content["notebooks"].items():
         declared = study_files.declared_parameters(notebook)
         mine = {key: value for key, value in shared.items() if key in declared}
         for recipe, listed in group.items():
-            common = {"study": content["study"], "seed": 0}
-            common |= study_files.recipe_parameters(recipe) | mine
+            common = {"study": content["study"], "seed": 0, "reference": ""}
+            common |= study_files.recipe_parameters(recipe)
+            if not any(common["reference"].startswith(other) for other in made):
+                common["reference"] = ""  # a study need not make what its recipes are compared with
+            common |= mine
             for entry in study_files.as_list(listed):
                 given = common | entry
                 optional = given.pop("optional", False)
@@ -159,8 +167,11 @@ class _Study:
 
     def resolve(self, ref: str, values: dict) -> RunSpec | None:
         name = values[ref]
+        run = re.fullmatch(r"(.+)-seed(\d{1,9})", name)
+        if run and name not in self.first and name not in self.variants:
+            name, values = run[1], values | {"seed": int(run[2])}
         if name in self.first:
-            entry = self.first[name]
+            entry = self._entry_of(name, values["seed"])
             axes = entry.axes.items()
             point = {k: values[k] if values.get(k) in axis else axis[0] for k, axis in axes}
         elif name in self.variants:
@@ -168,8 +179,24 @@ class _Study:
         else:
             return None
         pruned = entry.given.get("sparsity") and ref != "one_shot_run"
-        same = ("seed", "sparsity") if pruned else ("seed",)
+        # a pretrained model is one for all seeds of what is made of it
+        same = (*(() if ref == "model" else ("seed",)), *(("sparsity",) if pruned else ()))
         return entry.at(point | {key: values[key] for key in same if key in values})
+
+    def _entry_of(self, recipe, seed):
+        """The first thing that the study says of a recipe at this seed, else of the recipe."""
+        entries = (entry for entry in self.entries if entry.recipe == recipe)
+        fitting = (e for e in entries if seed in (e.axes.get("seed") or [e.given["seed"]]))
+        return next(fitting, self.first[recipe])
+
+    def reference_problem(self, spec: RunSpec) -> str | None:
+        """Why a run cannot be compared with what its study file says."""
+        name = spec.parameters.get("reference")
+        found = self.resolve("reference", spec.parameters) if name else spec
+        if found is None:
+            return f"reference: {name!r} names no run that this study makes"
+        itself = name and found.name == spec.name
+        return f"reference: {name!r} is this run; it must name another" if itself else None
 
     def dependencies(self, spec: RunSpec) -> tuple:
         """Names of the runs that the parameters of a run name."""
@@ -229,7 +256,9 @@ def plan_of(content: dict, place: str) -> dict[str, RunSpec]:
             problems.append(f"{entry.notebook}: {entry.recipe}: {error}")
     if not problems:
         runs = {n: replace(s, depends_on=study.dependencies(s)) for n, s in runs.items()}
-        problems = list(_dependency_problems(runs))
+        found = {name: study.reference_problem(spec) for name, spec in runs.items()}
+        problems = [f"{name}: {why}" for name, why in found.items() if why]
+        problems = problems or list(_dependency_problems(runs))
     if problems:
         raise ParameterError("\n".join(f"{place}: {line}" for line in dict.fromkeys(problems)))
     return runs
@@ -249,11 +278,17 @@ def resolve(content: dict, ref: str, values: dict) -> RunSpec | None:
     """The run that parameter `ref` of a run names; None if it names a model instead.
 
     It is the first variant of its recipe, with the same seed and, if it is pruned, the same
-    sparsity; the one-shot curve spans all sparsities, so there is one of it. Along an axis that
-    both have it is the one with the same value, unless `ref` says which: `control-steps400`.
+    sparsity; the one-shot curve spans all sparsities, so there is one of it, and so there is of a
+    `model` for all seeds. Along an axis that both have it is the one with the same value, unless
+    `ref` says which: `control-steps400`. So it may say which seed, `control-seed0`.
     `content` is that of the study file, and `values` are the parameters of the run that asks.
     """
-    return _Study(content).resolve(ref, values)
+    return resolver(content)(ref, values)
+
+
+def resolver(content: dict) -> Callable:
+    """`resolve` of one study, for many runs: (`ref`, `values`) -> the run, or None."""
+    return _Study(content).resolve
 
 
 def find(values: dict) -> RunSpec | None:

@@ -19,6 +19,8 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,159}$"  # file systems allow 255, with wh
 _PATTERN = r"(1:2|[1-3]:4|[1-7]:8)"
 _PATTERNS = rf"^\s*({_PATTERN}(\s+{_PATTERN})*)?\s*$"
 _TEXTS = r"^\s*(\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*)?(\s+|$))*$"
+_TASK = r"(blimp|lambada|wikitext|(capitals|elements)(_chosen|_produced)?)"
+_TASKS = rf"^\s*({_TASK}(\s+{_TASK})*)?\s*$"
 _SPARSITIES = r"^\s*(0|0?\.\d+)(\s+(0|0?\.\d+))*\s*$"
 
 
@@ -61,6 +63,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     study: str = _text("must be letters, digits, '.', '_' or '-', at most 160", _NAME)
+    trained_study: str = _text("must be letters, digits, '.', '_' or '-', at most 160", _NAME)
     recipe: str = _text("must be letters, digits, '.', '_' or '-', at most 160", _NAME)
     model: str = _text(
         "must name a model: pydocs-base, smollm2-135m, a folder or a hub id", least=1
@@ -75,10 +78,18 @@ class Parameters(BaseModel):
     )
     also_block_size: int = _whole(2, " (tokens a window)")
     also_tokens: int = _whole(0, " (of each text; 0 for all)")
+    tasks: str = _text(
+        "must list tasks, separated by spaces, or be empty: blimp, lambada, capitals, elements, "
+        "wikitext",
+        _TASKS,
+    )
+    task_samples: int = _whole(0, " (pairs of each paradigm of BLiMP; 0 for all)")
     init_from: str = _text("must name a recipe, or be empty for the pretrained model")
+    mask_from: str = _text("must name the recipe of a sparse run, or be empty")
     teacher: str = _text("must name a recipe or a model, or be empty")
     baseline: str = _text("must name the recipe of the same run without teacher")
     one_shot_run: str = _text("must name the recipe with the one-shot curve, or be empty")
+    reference: str = _text("must name a run, such as control or control-seed0, or be empty")
     seed: int = Field(ge=0, lt=2**31, description="must be a whole number, 0 or more, below 2**31")
     steps: int = _whole(0)
     epochs: float = Field(ge=0, description="must be 0 or more (passes over the training text)")
@@ -97,6 +108,7 @@ class Parameters(BaseModel):
     layer_sparsity: float = _share(", such as 0.8 for 80 %")
     neuron_sparsity: float = _share(", such as 0.75 for 75 %")
     head_sparsity: float = _share(", such as 0.5 for half")
+    block_sparsity: float = _share(", such as 0.5 for every second block")
     prune_from: float = _up_to(1, " (fraction of the steps)")
     prune_until: float = _up_to(1, " (fraction of the steps)")
     sparsities: str = _text(
@@ -118,7 +130,9 @@ class Parameters(BaseModel):
     kd_loss: str = _one_of("forward_kl", "reverse_kl", "hidden_mse")
     precision: str = _one_of("auto", "bf16", "float32")
     extra: str = _text("must name a file or folder of text, or be empty")
-    vocabulary_from: str = _text("must name a folder with a tokenizer, or be empty")
+    vocabulary_from: str = _text(
+        "must name pydocs-base or a folder with a tokenizer, or be empty for a new one"
+    )
     vocabulary: int = Field(ge=257, description="must be a whole number above 256")
     layers: int = _whole(1)
     width: int = _whole(1)

@@ -10,6 +10,7 @@ SCHEMA = 2
 # A perplexity may overflow, and JSON has no infinity.
 _OrInf = WrapValidator(lambda value, check: value if value == "inf" else check(value))
 Perplexity = Annotated[float, _OrInf]
+_Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Part(BaseModel):
@@ -31,10 +32,42 @@ class Metrics(_Part):
     byte_perplexity: Perplexity | None = None
 
 
+class _Accuracy(_Part):  # of the items of one group
+    metrics: dict[str, float]
+    samples: int
+
+
+class TaskScores(_Part):
+    """What a model did on one task, see `tasks.scoring.score_tasks`."""
+
+    metrics: dict[str, Perplexity]
+    samples: int
+    sha256: str
+    chance: float | None = None
+    correct: str | None = None
+    by: dict[str, _Accuracy] | None = None
+
+
 class _Interval(_Part):  # a difference in nats a token, and its 95 %
     mean: float
     low: float
     high: float
+
+
+class Fidelity(_Part):
+    """How much of a dense model is left, see `fidelity.compare`."""
+
+    tokens: Annotated[int, Field(ge=1)]
+    kl: Annotated[float, Field(ge=-1e-6)]  # below zero by rounding alone
+    same_top: _Share
+    flips_to_wrong: _Share
+    flips_to_right: _Share
+    ece: _Share
+    reference_ece: _Share
+
+
+class _RunFidelity(Fidelity):
+    reference: str  # name of the run that it is compared with
 
 
 class _Point(_Part):  # one cut without retraining
@@ -43,6 +76,8 @@ class _Point(_Part):  # one cut without retraining
     criterion: str
     validation: Metrics
     also: dict[str, Metrics] | None = None  # of other texts, by their names
+    fidelity: Fidelity | None = None  # to the model before the cut
+    tasks: dict[str, TaskScores] | None = None
 
 
 class _OtherText(_Part):  # a text of the parameter `also_score`
@@ -126,13 +161,16 @@ class Record(_Part):
     sample: dict | None = None
     sparsity_by_matrix: dict[str, float] | None = None
     also_scored: dict[str, _OtherText] | None = None  # those that were to be had
+    fidelity: _RunFidelity | None = None  # 01, 02, 03 and 09, on the validation text
+    nll_by_window: dict[str, list[float]] | None = None  # by split, `block_size` - 1 tokens each
     one_shot_curve: list[_Point] | None = None  # notebooks 02, 06 and 13
+    tasks: dict[str, TaskScores] | None = None  # 13, of the model before the cut
     nll_gain_over_baseline: _Interval | None = None  # 03
     nll_gap_to_teacher: _Interval | None = None
     calibration: dict | None = None  # 06 and 12
     nll_gaps: list[dict] | None = None  # 06
     sensitivity: dict[str, float] | None = None
-    removed_share: float | None = None  # 09
+    removed_share: float | None = None  # 09 and 14
     one_shot: dict[str, Metrics] | None = None
     bytes: dict[str, int] | None = None  # 04
     bits: list[dict[str, float]] | None = None
@@ -142,7 +180,25 @@ class Record(_Part):
     memory_share: dict[str, float] | None = None
 
 
-_REQUIRED = [f.alias or name for name, f in Record.model_fields.items() if f.is_required()]
+class TaskRecord(_Part):
+    """What a model did on tasks, and all that made it what it is."""
+
+    version: Literal[1] = Field(alias="task_schema")
+    study: str  # empty of a model that is of no study
+    run: str
+    weights: str  # sha256, see `modeling.fingerprint`
+    record: str | None  # checksum of the run's record
+    samples: int
+    seed: int
+    batch: int
+    tasks: dict[str, TaskScores]
+    environment: _Environment
+    code: dict[str, str]
+    started: str
+    seconds: float
+    checksum: str
+
+
 _KINDS = {"model": "dict", "string": "str", "finite": "float"}
 
 
@@ -154,12 +210,25 @@ def problems(record: Any) -> Iterator[str]:
         advice = "make the run again, under another study name"
         yield f"has schema {record.get('schema', 1)!r}, which this version does not read; {advice}"
     else:
-        try:
-            Record.model_validate_json(json.dumps({**dict.fromkeys(_REQUIRED), **record}))
-        except ValidationError as error:
-            yield from map(_line, error.errors())
-        except RecursionError:
-            yield "is nested too deeply"
+        yield from _differences(Record, record)
+
+
+def task_problems(record: Any) -> Iterator[str]:
+    """What keeps a value read from JSON from being a record of task scores, a line each."""
+    if not isinstance(record, dict):
+        yield "is no record of task scores"
+    else:
+        yield from _differences(TaskRecord, record)
+
+
+def _differences(outline, record):
+    required = [f.alias or name for name, f in outline.model_fields.items() if f.is_required()]
+    try:
+        outline.model_validate_json(json.dumps({**dict.fromkeys(required), **record}))
+    except ValidationError as error:
+        yield from map(_line, error.errors())
+    except RecursionError:
+        yield "is nested too deeply"
 
 
 def _line(error):

@@ -8,18 +8,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.runs import execution, expansion, parameters, paths, records, schema
+from prunegpt_utils.runs import (
+    execution,
+    expansion,
+    parameters,
+    paths,
+    records,
+    schema,
+    study_files,
+    task_records,
+)  # fmt: skip
 
 
 def validate(study: str) -> Iterator[str]:
     """What is wrong with the records of a study, a line each.
 
     Looks at the outline, the numbers, the checksum, names and parameters, the sparsity of the
-    model where it is still beside the record, and at runs that are there twice. The run's records
-    are read if there are any, else the published ones.
+    model where it is still beside the record, at runs that are there twice, and at the task scores
+    beside the records. The run's records are read if there are any, else the published ones.
     """
     seen: dict = {}
-    for path in sorted(paths.records_folder(study).glob("*.json")):
+    folder = paths.records_folder(study)
+    for path in sorted(folder.glob("*.json")):
         try:
             record = records.load(path)
         except ValueError as error:
@@ -31,6 +41,7 @@ def validate(study: str) -> Iterator[str]:
         if key in seen:
             yield f"{path.name}: has the parameters of {seen[key]}"
         seen[key] = path.name
+    yield from task_records.problems(folder, study)
 
 
 def _problems(record, path, study):
@@ -43,11 +54,31 @@ def _problems(record, path, study):
             parameters.check(name, value)
         except ParameterError as error:
             yield str(error)
+    yield from _measurement_problems(record)
     if record["environment"]["dirty"]:
         yield "was written by code that was not committed"
     model = path.parent.parent / "models" / path.stem
     if model.exists():
         yield from _model_problems(record, model)
+
+
+def _measurement_problems(record):
+    """What was measured twice must agree, and parts must not be more than the whole."""
+    found = record.get("fidelity")
+    if found and found["reference"] == record["run"]:
+        yield "is compared with itself"
+    points = [point.get("fidelity") for point in record.get("one_shot_curve") or ()]
+    for each in filter(None, [found, *points]):
+        shares = each["same_top"] + each["flips_to_wrong"] + each["flips_to_right"]
+        if shares > 1 + 1e-9:  # where an answer flips, the top choices differ
+            yield f"fidelity: {shares:.4f} is the sum of shares of tokens that exclude one another"
+    window = record["protocol"]["block_size"] - 1
+    for split, losses in (record.get("nll_by_window") or {}).items():
+        scored = record["metrics"].get(split) or {"tokens": 0, "nll": 0.0}
+        sizes = [min(window, scored["tokens"] - at) for at in range(0, scored["tokens"], window)]
+        total = sum(size * loss for size, loss in zip(sizes, losses, strict=False))
+        if len(sizes) != len(losses) or abs(total / sum(sizes) - scored["nll"]) > 1e-4:
+            yield f"nll_by_window: {split}: its mean is not the nll of the metrics"
 
 
 def _model_problems(record, folder):
@@ -84,7 +115,10 @@ def rerun(study: str, run: str) -> tuple[dict, dict]:
         place.mkdir()
         if own.exists():  # what the run needs is made as this study makes it
             shutil.copy(own, place)
-        execution.execute(expansion.RunSpec(run, old["notebook"], old["parameters"]), place)
+        p = old["parameters"]
+        if "reference" in study_files.declared_parameters(old["notebook"]):
+            p = {"reference": ""} | p  # records of before there was one name none
+        execution.execute(expansion.RunSpec(run, old["notebook"], p), place)
         return old, records.read(place / "records" / f"{run}.json")
 
 

@@ -3,8 +3,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const headings = [...table.tHead.rows[0].cells];
   const body = table.tBodies[0];
   const value = (row, column) => {
-    const text = row.cells[column].dataset.value;
-    return text === "" || isNaN(text) ? text : Number(text);
+    const text = row.cells[column].textContent.trim();
+    const number = text.replace("none", "0").match(/^(inf|[\d.,]+(e\+?\d+)?)/);  // what a cell begins with
+    return number ? Number(number[0].replaceAll(",", "").replace("inf", "Infinity")) : text;
   };
   const compare = (a, b) =>
     typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));

@@ -1,0 +1,181 @@
+"""What a run is compared with: the best dense model of as many steps, chosen on validation."""
+
+import functools
+import math
+
+import numpy as np
+import pandas as pd
+
+from prunegpt_utils.report.methods import method_label
+
+# runs of a group differ by their seeds alone
+GROUP = ["recipe", "requested", "neurons", "heads", "blocks"]
+
+
+def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with what each run is compared with, and the ratios of perplexities.
+
+    The candidates are the trained runs of the same base model and number of steps, those of the
+    run they went on from included, from which nothing was removed, all seeds of a recipe together;
+    the one with the lowest mean validation loss is the best. A study whose fine-tuned models train
+    on for one number of steps has one best dense model, that of all its runs. A ratio is to the run
+    of the same seed, NaN if there is none.
+
+    Args:
+        table: rows of `frames.frame`, with model (name of the base model), size (its weights that
+            may be pruned), total (steps) and init_from.
+
+    Returns:
+        DataFrame with budget (total steps), dense (recipe of the best dense model), dense_run (of
+        the same seed), ratio and test_ratio to it, and control_ratio and control_test_ratio to the
+        best of the candidates that have no teacher, the dense control; text_ratios, {name: ratio
+        to the best dense model} of further texts.
+    """
+    candidates = _candidates(table)
+    table = table.assign(budget=_budgets(table, candidates))
+    controls = candidates[candidates.base_recipe == "control"]
+    for kind, found in (("", candidates), ("control_", controls)):
+        best = _best(found).rename(columns={"recipe": "dense", "total": "budget"})
+        runs = found.rename(columns={"recipe": "dense", "total": "budget", "run": "dense_run"})
+        runs = runs[["model", "budget", "dense", "seed", "dense_run", "perplexity", "test"]]
+        keys = table[["model", "budget", "seed"]]
+        mine = keys.merge(best, on=["model", "budget"], how="left").merge(
+            runs, on=["model", "budget", "dense", "seed"], how="left", suffixes=("", "_dense")
+        )
+        mine.index = table.index
+        if not kind:
+            table = table.assign(dense=mine.dense, dense_run=mine.dense_run)
+        ratios = {"ratio": table.perplexity / mine.perplexity, "test_ratio": table.test / mine.test}
+        table = table.assign(**{kind + name: values for name, values in ratios.items()})
+    texts = table.drop_duplicates("run").set_index("run").texts
+    pairs = [(mine, texts.get(dense) or {}) for mine, dense in table[["texts", "dense_run"]].values]
+    over = [{name: mine[name] / of[name] for name in mine.keys() & of.keys()} for mine, of in pairs]
+    return table.assign(text_ratios=pd.Series(over, index=table.index, dtype=object))
+
+
+def _candidates(table):
+    """Trained runs of a whole base model: no zeros, no neurons, heads or layers gone."""
+    largest = table.groupby("model")["size"].transform("max")
+    asked = (table[GROUP[1:]] == 0).all(axis=1)
+    return table[asked & (table.sparsity == 0) & (table.steps > 0) & (table["size"] == largest)]
+
+
+def _budgets(table, candidates):
+    """Number of steps of the dense models that a run is compared with."""
+    further = candidates[candidates.init_from != ""]
+    known = (further if len(further) else candidates).groupby("model").total.unique()
+    only = {model: steps[0] for model, steps in known.items() if len(steps) == 1}
+    return table.model.map(only).fillna(table.total).astype(table.total.dtype)
+
+
+def _best(candidates):
+    """The best recipe, a row a base model and number of steps."""
+    by = ["model", "total"]
+    return chosen_on_validation(candidates, by)[[*by, "recipe"]].drop_duplicates()
+
+
+def chosen_on_validation(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Of each group of rows the runs, all seeds, of the recipe with the lowest validation loss.
+
+    Args:
+        table: of `frames.frame`.  by: columns that make the groups.
+    """
+    losses = table.assign(nll=np.log(table.perplexity.astype(float)))
+    means = losses.groupby([*by, "recipe"], sort=False, dropna=False).nll.mean().reset_index()
+    best = means.sort_values("nll", kind="stable").drop_duplicates(by)
+    return table.merge(best[[*by, "recipe"]], on=[*by, "recipe"])
+
+
+def small_models(table: pd.DataFrame) -> pd.DataFrame:
+    """Trained dense models with fewer weights: cut down to whole parts, or small from the start.
+
+    Args:
+        table: of `frames.frame`, of which the rows are; `recipe` says here how much is gone, too.
+    """
+    largest = table["size"].max()
+    asked = (table[GROUP[2:]] > 0).any(axis=1) | (table["size"] < largest)
+    small = table[asked & (table.requested == 0) & (table.steps > 0) & table.test_ratio.notna()]
+    sizes = small[GROUP[2:]].astype(str).agg(" ".join, axis=1) if len(small) else ""
+    return small.assign(recipe=small.recipe + " " + sizes)
+
+
+def intervals(table: pd.DataFrame) -> dict[tuple, tuple[float, float]]:
+    """95 % intervals of the test ratio to the best dense model, over the windows of the text.
+
+    The difference of two models in a window is averaged over the seeds that have both; the
+    interval is that of `evaluation.paired_difference` over windows. It says what other text of the
+    kind could change, and nothing of other seeds.
+
+    Args:
+        table: of `frames.frame`.
+
+    Returns:
+        dict: {values of `GROUP`: (low, high)}, ratios of perplexities, of the groups whose records
+        hold the losses of each window; a dense model has none to itself.
+    """
+    windows, found = table.set_index("run").windows, {}
+    known = table[table.windows.notna() & table.dense_run.notna() & (table.run != table.dense_run)]
+    for group, runs in known.groupby(GROUP, sort=False):
+        pairs = [(windows[run], windows[dense]) for run, dense in runs[["run", "dense_run"]].values]
+        pairs = [pair for pair in pairs if pair[1] is not None and len(pair[0]) == len(pair[1])]
+        if pairs:
+            ours, theirs = np.mean(pairs, axis=0)
+            found[group] = _interval(tuple(ours - theirs))
+    return found
+
+
+@functools.lru_cache(maxsize=1024)  # one page asks for the same several times
+def _interval(differences):
+    """95 % interval of the ratio of perplexities, of the differences of losses by window."""
+    import torch  # late, as what only lists runs needs neither of the two, which take seconds
+
+    from prunegpt_utils.evaluation import paired_difference
+
+    losses = torch.tensor(differences, dtype=torch.float64)
+    found = paired_difference(losses, torch.zeros_like(losses), window=1)
+    return math.exp(found["low"]), math.exp(found["high"])
+
+
+def told_apart(table: pd.DataFrame) -> float:
+    """Difference of losses, nats, that the test text can tell: half of a usual paired interval.
+
+    The median over the groups of `intervals`; of records without losses by window, that of their
+    paired intervals on the validation text, scaled by the root of the ratio of the numbers of
+    tokens, as the error of a mean falls with the root of their number. NaN without either.
+    """
+    found = intervals(table).values()
+    if found:
+        return float(np.median([math.log(high / low) / 2 for low, high in found]))
+    scale = (table.validation_tokens / table.test_tokens) ** 0.5
+    return float((table.paired_half * scale).median())
+
+
+def names(table: pd.DataFrame) -> list[str]:
+    """Which model is the best dense one: a line a base model and number of steps.
+
+    A line says so where nothing but the plain control is known, and where a dense model of fewer
+    steps is better.
+    """
+    candidates, lines = _candidates(table), []
+    rest = table[~table.run.isin(candidates.run)]
+    compared = set(rest[["model", "budget"]].itertuples(index=False, name=None))
+    means = candidates.groupby(["model", "total", "recipe"], sort=False).perplexity.mean()
+    for model, total, recipe in _best(candidates).sort_values(["model", "total"]).values:
+        if (model, total) in compared or rest.empty:
+            others = candidates[(candidates.model == model) & (candidates.total == total)]
+            row = others[others.recipe == recipe].iloc[0]
+            label = method_label(
+                row.base_recipe, {k: v for k, v in row["axes"].items() if k != "steps"}
+            )
+            alone = row.base_recipe == "control" and others.recipe.nunique() == 1
+            fewer = means[model][means[model].index.get_level_values("total") < total]
+            beaten = len(fewer) and fewer.min() < means[model, total, recipe]
+            remarks = [_ALONE] * alone + [_BEATEN] * bool(beaten)
+            place = f"{model}, " if candidates.model.nunique() > 1 else ""
+            name = label.replace(": fine-tuned for as long", "")
+            lines.append(f"{name} ({'; '.join([f'{place}{row.steps:,} steps', *remarks])})")
+    return lines
+
+
+_ALONE = "no other dense model was trained for as many"
+_BEATEN = "a dense model of fewer steps is better"

@@ -1,0 +1,192 @@
+"""Fair controls: a rate for each arm, teacher and rate told apart, small dense models."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+
+import pandas as pd
+
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.report.best_dense import GROUP, chosen_on_validation
+from prunegpt_utils.report.frames import costs, frame
+from prunegpt_utils.report.methods import order, style_of
+from prunegpt_utils.report.statistics import half_width
+from prunegpt_utils.runs.costs import flops_along_chain
+from prunegpt_utils.runs.expansion import variant_name
+
+_FREE = ("lr", "steps")  # axes that do not make another arm
+_SIZED = ("dense", "small", "small-distilled")  # of which the axis `model` says the size alone
+# sparsity -> (recipe without, recipe with a teacher)
+_PAIRS = {
+    0.0: ("control", "dense-distilled"),
+    0.5: ("gradual", "gradual-distilled"),
+    0.9: ("gradual", "gradual-distilled"),
+}
+
+
+def sweep(table: pd.DataFrame) -> pd.DataFrame:
+    """The runs of the learning-rate sweep: equally long, changed in their rate alone.
+
+    Args:
+        table: of `frames.frame`.
+
+    Returns:
+        DataFrame: its rows of the number of steps that most of these runs have, with arm, such as
+        `gradual + teacher, 90 %`.
+    """
+    arms = [(recipe, share) for share, recipes in _PAIRS.items() for recipe in recipes]
+    asked = pd.Series(zip(table.base_recipe, table.requested, strict=True), table.index, object)
+    plain = table["axes"].map(lambda axes: axes.keys() <= set(_FREE)).astype(bool)
+    rows = table[asked.isin(arms) & plain]
+    rows = rows[rows.steps.isin(rows.steps.mode().iloc[:1])]
+    return rows.assign(arm=[_arm(*of) for of in rows[["base_recipe", "requested"]].values])
+
+
+def _arm(base_recipe, share):
+    label = style_of(base_recipe, {})[0].split(":")[0]
+    return f"{label}, {100 * share:g} %" if share else label
+
+
+def usual_length(table: pd.DataFrame) -> int:
+    """Steps that most trained runs have, those of the run they went on from included; 0 if none."""
+    totals = table.total[table.steps > 0].mode()
+    return int(totals.iloc[-1]) if len(totals) else 0
+
+
+def square(rows: pd.DataFrame, sparsity: float = 0.0, split: str = "test") -> pd.DataFrame:
+    """Perplexity with and without a teacher at a low and at a high learning rate.
+
+    Of the rates at which both were trained at most seeds, the lowest and the highest.
+
+    Args:
+        rows: of `sweep`.  sparsity: 0, 0.5 or 0.9.  split: test or validation.
+
+    Returns:
+        DataFrame: a row a seed that has all four; columns (learning rate, arm). Without rows and
+        columns if there are no two such rates.
+    """
+    mine = rows[(rows.requested == sparsity) & rows.base_recipe.isin(_PAIRS[sparsity])]
+    column = {"validation": "perplexity"}.get(split, split)
+    wide = mine.pivot_table(index="seed", columns=["lr", "base_recipe"], values=column)
+    both = {rate: wide[rate].dropna() for rate in dict.fromkeys(rate for rate, _ in wide)}
+    seeds = {rate: len(each) for rate, each in both.items() if each.shape[1] == 2}
+    rates = [rate for rate, count in seeds.items() if count == max(seeds.values())]
+    if len(rates) < 2:
+        return pd.DataFrame()
+    ends = [(rate, recipe) for rate in (min(rates), max(rates)) for recipe in _PAIRS[sparsity]]
+    found = wide[ends].dropna()
+    names = [(rate, _arm(recipe, sparsity)) for rate, recipe in ends]
+    return found.set_axis(pd.MultiIndex.from_tuples(names, names=["learning rate", "arm"]), axis=1)
+
+
+def effects(found: pd.DataFrame) -> pd.DataFrame:
+    """What the teacher and what the rate changes, each while the other is held.
+
+    Args:
+        found: of `square`.
+
+    Returns:
+        DataFrame: a row a comparison; mean (change of perplexity in percent, of paired seeds),
+        half_width (of its 95 % interval over seeds) and seeds.
+    """
+    if found.empty:
+        return pd.DataFrame(columns=["mean", "half_width", "seeds"])
+    low_plain, low_taught, high_plain, high_taught = (found[name] for name in found)
+    low, high = found.columns.levels[0]
+    changes = {
+        f"a teacher, at the rate {low:.2g}": low_taught / low_plain,
+        f"a teacher, at the rate {high:.2g}": high_taught / high_plain,
+        f"the rate {high:.2g} for {low:.2g}, without a teacher": high_plain / low_plain,
+        f"the rate {high:.2g} for {low:.2g}, with a teacher": high_taught / low_taught,
+    }
+    percent = pd.DataFrame(changes).sub(1).mul(100)
+    return percent.agg(["mean", half_width]).T.assign(seeds=len(percent))
+
+
+def compared(
+    records: Sequence[dict], total: int | None = None, flops: Mapping[str, float] | None = None
+) -> pd.DataFrame:
+    """`frames.costs` of each recipe at the learning rate that validation chose for it.
+
+    Args:
+        total: steps of the runs that are compared, those of the run they went on from included;
+            None compares all, each number of steps by itself.
+        flops: see `frames.costs`.
+    """
+    table = frame(list(records))
+    trained = table[(table.total == total) if total else (table.steps > 0)]
+    trained = trained.assign(
+        variant=[_variant(*of) for of in trained[["base_recipe", "axes"]].values]
+    )
+    best = chosen_on_validation(trained, ["variant", "size", "total", *GROUP[1:]])
+    parts = [costs([_without_rate(r) for r in records if r["run"] in set(runs.run)], flops)
+             for _, runs in best.groupby(["total", "size"])]  # fmt: skip
+    rows = pd.concat(parts, ignore_index=True) if parts else costs([])
+    places = rows.base_recipe.map(lambda name: order(name)[0])
+    return rows.loc[places.sort_values(kind="stable").index].reset_index(drop=True)
+
+
+def whole_cost(records: Sequence[dict], resolve: Callable) -> dict[str, int]:
+    """{run: operations of its training and of all that it stands on, its teacher's included}.
+
+    Without those runs of which a record along the chain is missing, or does not say.
+
+    Args:
+        resolve: see `runs.costs.flops_along_chain`.
+    """
+    by_name, found = {record["run"]: record for record in records}, {}
+    for run in by_name:
+        with contextlib.suppress(ParameterError):
+            parts = flops_along_chain(run, by_name, resolve).values()
+            found[run] = sum(sum(each.values()) for each in parts)
+    return found
+
+
+def _variant(base_recipe, axes):
+    return variant_name(base_recipe, {k: v for k, v in axes.items() if k not in _FREE})
+
+
+def _without_rate(record):
+    sized = record["base_recipe"] in _SIZED
+    drop = (*_FREE, "model") if sized else _FREE
+    axes = {key: value for key, value in record["axes"].items() if key not in drop}
+    return record | {"axes": axes, "recipe": variant_name(record["base_recipe"], axes)}
+
+
+def use_this_if(rows: pd.DataFrame) -> pd.DataFrame:
+    """What the records would have a reader use: a row a need that some run meets.
+
+    Validation chooses, and the test text is reported.
+
+    Args:
+        rows: of `compared`, of one number of steps.
+
+    Returns:
+        DataFrame: index the need; use, test perplexity, its half_width over seeds, seeds,
+        x best dense (test), non-zero block weights and megabytes (16 bit) as shares of the dense
+        model's.
+    """
+    whole = rows[(rows.zeros == 0) & (rows.weights == rows.weights.max())]
+    if whole.empty:
+        return pd.DataFrame(columns=["use"])
+    dense = whole.loc[whole.perplexity.idxmin()]
+    taught = rows.base_recipe.str.endswith("-distilled")
+    needs = {
+        "the best text, whatever the size": rows.weights > 0,
+        "the same, and there is no teacher": ~taught,
+        "at most half of the bytes": rows.bytes16 <= dense.bytes16 / 2,
+        "at most half of the block weights, and dense matrices":
+            (rows.zeros == 0) & (rows.weights <= dense.weights / 2),
+        "at most half of the block weights": rows.weights <= dense.weights * 0.501,
+        "at most a tenth of the block weights": rows.weights <= dense.weights * 0.101,
+    }  # fmt: skip
+    found = {
+        need: rows.loc[rows[met].perplexity.idxmin()] for need, met in needs.items() if met.any()
+    }
+    return pd.DataFrame(
+        {need: {
+            "use": f"{row.label}, {100 * row.sparsity:.0f} %" if row.zeros else row.label,
+            "test": row.test, "half_width": row.test_half_width, "seeds": row.seeds,
+            "x best dense": row.test / dense.test, "weights": row.weights / dense.weights,
+            "bytes": row.bytes16 / dense.bytes16,
+        } for need, row in found.items()}
+    ).T.rename_axis("you need")  # fmt: skip

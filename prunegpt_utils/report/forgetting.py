@@ -1,0 +1,250 @@
+"""What a model still can after a cut, as a share of what the dense model can: rows and figures."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from prunegpt_utils.report.figure_files import percent_axis
+from prunegpt_utils.report.methods import CRITERIA
+
+# task -> (label, colour, marker)
+ABILITIES = {
+    "blimp": ("grammar (BLiMP)", "#0072B2", "o"),
+    "elements_chosen": ("chemical symbol, chosen", "#E69F00", "s"),
+    "capitals_chosen": ("capital, chosen", "#D55E00", "s"),
+    "lambada": ("last word of a passage (LAMBADA)", "#009E73", "^"),
+    "elements_produced": ("chemical symbol, produced", "#E69F00", "v"),
+    "capitals_produced": ("capital, produced", "#D55E00", "v"),
+}
+_COLUMNS = (
+    "model", "criterion", "scope", "seed", "sparsity", "ratio", "task", "items", "chance",
+    "accuracy", "dense", "share", "low", "high",
+)  # fmt: skip
+
+
+def retained(found: Mapping, dense: Mapping) -> dict[str, float]:
+    """What is left of what the dense model can above a guess: (a - c) / (d - c).
+
+    The interval is that of a ratio of means over the same items (delta method, Cochran 1977,
+    section 6.4), on both sides 1.96 standard errors: what other items of the kind could change. It
+    says nothing of another cut. Of n items of which none is right it ends at 3 / n (Hanley and
+    Lippman-Hand 1983).
+
+    Args:
+        found, dense: of one task, as `tasks.scoring.score_tasks` returns them.
+
+    Returns:
+        dict: items, chance (c), accuracy (a), dense (d), share, low and high.
+
+    Raises:
+        ValueError: the two were not scored on the same items.
+    """
+    if found["sha256"] != dense["sha256"]:
+        raise ValueError("the two models were not scored on the same items")
+    chance, right, before = found["chance"], _correct(found), _correct(dense)
+    gain = before.mean() - chance
+    share = (right.mean() - chance) / gain if gain > 0 else math.nan
+    rest = (right - chance) - share * (before - chance)  # of each item
+    error = rest.std(ddof=1) / math.sqrt(len(rest)) / gain if gain > 0 else math.nan
+    means = {"accuracy": right.mean(), "dense": before.mean(), "share": share}
+    high = share + 1.96 * error if right.any() else (3 / len(right) - chance) / gain
+    bounds = {"low": share - 1.96 * error, "high": high}
+    return {"items": len(rest), "chance": chance, **means, **bounds}
+
+
+def _correct(scores):
+    return np.array([int(digit) for digit in scores["correct"]])
+
+
+def cuts(records: Sequence[dict]) -> pd.DataFrame:
+    """One row a cut and task, of records whose one-shot curve was scored on tasks.
+
+    Returns:
+        DataFrame with model, criterion, scope, seed, sparsity, ratio (of the perplexities on the
+        validation text, after the cut to before it), task, and what `retained` returns. The dense
+        model is the cut at sparsity 0.
+    """
+    rows = []
+    for record in records:
+        whole, curve = record.get("tasks") or {}, record.get("one_shot_curve") or []
+        before = record["metrics"]["validation"]["nll"]
+        for point in _with_dense(curve, whole, before):
+            arm = record["model"]["name"], point["criterion"], point["scope"], record["seed"]
+            ratio = math.exp(point["validation"]["nll"] - before)
+            for task in [name for name in ABILITIES if name in point.get("tasks", {})]:
+                values = retained(point["tasks"][task], whole[task]).values()
+                rows.append((*arm, point["sparsity"], ratio, task, *values))
+    return pd.DataFrame(rows, columns=list(_COLUMNS))
+
+
+def _with_dense(curve, tasks, nll):
+    scored = [point for point in curve if point.get("tasks")]
+    if not scored:
+        return []
+    return [scored[0] | {"sparsity": 0.0, "validation": {"nll": nll}, "tasks": tasks}, *scored]
+
+
+def trained(records: Sequence[dict], scored: Mapping[str, Mapping], dense: str) -> pd.DataFrame:
+    """One row a trained run and task, beside a dense run that was trained for as long.
+
+    Args:
+        records: of one study.  scored: {run: scores}, see `runs.task_records.scored`.
+        dense: recipe of the dense runs, such as `control`; each run is held against the one of its
+            seed.
+
+    Returns:
+        DataFrame with recipe, seed, sparsity, ratio (of the perplexities on the validation text),
+        task, and what `retained` returns.
+    """
+    by_name, rows = {record["run"]: record for record in records}, []
+    for run, record in by_name.items():
+        whole = f"{dense}-seed{record['seed']}"
+        if run in scored and whole in scored and whole in by_name:
+            ends = (by_name[name]["metrics"]["validation"]["nll"] for name in (run, whole))
+            ratio = math.exp(next(ends) - next(ends))
+            arm = record["recipe"], record["seed"], record["sparsity"]["prunable"], ratio
+            for task in [name for name in ABILITIES if name in scored[run]]:
+                rows.append(
+                    (*arm, task, *retained(scored[run][task], scored[whole][task]).values())
+                )
+    columns = ["recipe", "seed", "sparsity", *_COLUMNS[5:]]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def groups(records: Sequence[dict], task: str) -> pd.DataFrame:
+    """Accuracy of a task by group of its items, such as the fields of BLiMP.
+
+    Returns:
+        DataFrame with criterion, scope, sparsity, group, accuracy, half_width (1.96 standard
+        errors) and items.
+    """
+    rows = []
+    for record in records:
+        curve, whole = record.get("one_shot_curve") or [], record.get("tasks") or {}
+        for point in _with_dense(curve, whole, 0.0):
+            for group, each in point["tasks"].get(task, {}).get("by", {}).items():
+                half = 1.96 * each["metrics"]["acc_stderr"]
+                arm = point["criterion"], point["scope"], point["sparsity"]
+                rows.append((*arm, group, each["metrics"]["acc"], half, each["samples"]))
+    columns = ["criterion", "scope", "sparsity", "group", "accuracy", "half_width", "items"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def first_lost(rows: pd.DataFrame, share: float = 0.5) -> pd.DataFrame:
+    """Of each criterion and ability, from which measured sparsity on it is less than before.
+
+    Args:
+        rows: of `cuts`.  share: of what the dense model has, see `at most`.
+
+    Returns:
+        DataFrame: index criterion and ability; `less`, the lowest sparsity whose interval lies
+        below all of the dense model's ability, and `at most`, the lowest sparsity whose interval
+        lies below `share` of it; NaN if there is none.
+    """
+    found = {}
+    for (criterion, task), group in rows.groupby(["criterion", "task"], sort=False):
+        limits = {"less": 1.0, "at most": share}
+        found[CRITERIA[criterion][0], ABILITIES[task][0]] = {
+            name: group.sparsity[group.high < limit].min() for name, limit in limits.items()
+        }
+    index = ["criterion", "ability"]
+    return pd.DataFrame(found).T.rename_axis(index) if found else pd.DataFrame(columns=["less"])
+
+
+def answer(records: Sequence[dict], criterion: str = "sparsegpt") -> str:
+    """What is left after each cut by one criterion, in sentences; '' if no task was scored.
+
+    Of each sparsity the intervals are those of `retained`.
+    """
+    rows = cuts(records)
+    rows = rows[(rows.criterion == criterion) & (rows.sparsity > 0)]
+    lines = []
+    for sparsity, each in rows.groupby("sparsity"):
+        left = ", ".join(
+            f"{ABILITIES[task][0]} {100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+            for task, share, low, high in each[["task", "share", "low", "high"]].values
+        )
+        lines.append(
+            f"- **{100 * sparsity:.0f} % of the block weights gone**, not retrained: perplexity "
+            f"{each.ratio.iloc[0]:.2f} x; left of what the dense model can, above a guess: {left}."
+        )
+    return "\n".join(lines)
+
+
+def verdict(records: Sequence[dict], criterion: str = "sparsegpt") -> str:
+    """One sentence: what is lost at the lowest sparsity that takes a fact; '' if none was.
+
+    It is of the lowest measured sparsity after which less is left of the capitals that are
+    produced, the whole interval below all of it.
+    """
+    rows = cuts(records)
+    rows = rows[rows.criterion == criterion]
+    facts = rows[(rows.task == "capitals_produced") & (rows.high < 1)]
+    if facts.empty:
+        return ""
+    here = rows[rows.sparsity == facts.sparsity.min()].set_index("task")
+    grammar, fact = (
+        "{:.0f} % ({:.0f} to {:.0f})".format(*100 * here.loc[task, ["share", "low", "high"]])
+        for task in ("blimp", "capitals_produced")
+    )
+    return (
+        f"With {100 * facts.sparsity.min():.0f} % of a real language model's block weights cut "
+        f"({CRITERIA[criterion][0]}, not retrained), its perplexity is {here.ratio.iloc[0]:.2f} x "
+        f"what it was, {grammar} of its grammar above a guess is left, and {fact} of the capitals "
+        f"that it could produce."
+    )
+
+
+def same_items(records: Sequence[dict], task: str, items: Sequence[str]) -> pd.DataFrame:
+    """Which items the dense model answers rightly, and which of them are still right after a cut.
+
+    Args:
+        items: what stands for each, in the order of the task.
+
+    Returns:
+        DataFrame of booleans: a row an item that the dense model has right, a column (criterion,
+        sparsity).
+    """
+    columns, right = {}, None
+    for record in records:
+        whole = record.get("tasks") or {}
+        for point in _with_dense(record.get("one_shot_curve") or [], whole, 0.0):
+            columns[CRITERIA[point["criterion"]][0], point["sparsity"]] = _correct(
+                point["tasks"][task]
+            )
+        right = _correct(whole[task]).astype(bool)
+    return pd.DataFrame(columns, index=pd.Index(items)).astype(bool)[right]
+
+
+def curves(rows: pd.DataFrame) -> Figure:
+    """Share of each ability that is left against sparsity, a panel a criterion.
+
+    Args:
+        rows: of `cuts`.
+    """
+    criteria = [name for name in CRITERIA if name in set(rows.criterion)][::-1]
+    figure, panels = plt.subplots(
+        1, len(criteria), figsize=(3.7 * len(criteria) + 0.6, 4.4), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axes, criterion in zip(panels[0], criteria, strict=True):
+        for task, (label, colour, marker) in ABILITIES.items():
+            mine = rows[(rows.criterion == criterion) & (rows.task == task)]
+            if len(mine):
+                mine = mine.groupby("sparsity")[["share", "low", "high"]].mean()
+                errors = np.array([mine.share - mine.low, mine.high - mine.share])
+                lines = "--" if task.endswith("_produced") else "-"
+                axes.plot(mine.share, color=colour, marker=marker, linestyle=lines, label=label)
+                axes.errorbar(mine.index, mine.share, yerr=errors, color=colour, fmt="none")
+        axes.axhline(0, color="#999999", linewidth=0.8)
+        axes.set(title=CRITERIA[criterion][0], xlabel="sparsity of the block matrices")
+        percent_axis(axes.xaxis)
+        percent_axis(axes.yaxis)
+    panels[0][0].set_ylabel("left of the dense model's, above a guess")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9.5, frameon=False)
+    return figure

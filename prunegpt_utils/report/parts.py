@@ -1,0 +1,150 @@
+"""What the report and the shared page both show: answer, limits, table, figures, methods."""
+
+import base64
+from pathlib import Path
+
+import mistune
+import pandas as pd
+
+from prunegpt_utils.report import best_dense, forgetting, frames, samples, tables
+from prunegpt_utils.report.methods import VALUE_LABELS, method_label
+from prunegpt_utils.runs import paths, records
+
+_FIRST = (  # figures, in this order
+    "perplexity", "rates", "weights", "bytes", "one-shot", "layers", "training",
+)  # fmt: skip
+_GAIN = "nll_gain_over_baseline"
+_HIDDEN = (_GAIN, "nll_by_window")  # of a record: what is shown already, and long lists of numbers
+_PARTS = (  # of a record, in the order of its page; others follow
+    "metrics", "sparsity", "fidelity", _GAIN, "nll_gap_to_teacher", "training", "parameters",
+    "sparsity_by_matrix",
+)  # fmt: skip
+
+
+def of_study(study: str, found: list[dict], table: pd.DataFrame, figures: Path) -> dict:
+    """Values that the macros of `parts.html` read.
+
+    Args:
+        found: records of the study.  table: of `frames.frame`.  figures: folder of its figures.
+    """
+    headings, rows = table_rows(table)
+    full = f"{study}-full"  # the larger study of the same kind, if there is one that was published
+    larger = list(map(records.read, sorted((paths.ROOT / "results" / full).glob("*.json"))))
+    return {
+        "count": len(found), "answer": bullets(tables.answer(table) or forgetting.answer(found)),
+        "notes": bullets(" ".join(tables.notes(table))), "headings": headings, "rows": rows,
+        "groups": switches(headings), "figures": _figures(figures),
+        "methods": _methods(table, found), "last": found[-1], "environment": _machines(found),
+        "seeds": table.seed.nunique(), "best": best_dense.names(table),
+        "full": full, "full_answer": bullets(tables.answer(frames.frame(larger))),
+    }  # fmt: skip
+
+
+def record_values(record: dict, fair: bool) -> dict:
+    """Values that the macro of a record reads.
+
+    Args:
+        fair: whether its comparison with another run is one with and without a teacher.
+    """
+    parts = {name: record.get(name) for name in _PARTS}
+    if not fair:  # of a record written before this was looked at
+        parts["difference to another run, not the same without a teacher"] = parts.pop(_GAIN)
+    rest = {name: value for name, value in record.items() if name not in _HIDDEN}
+    parts |= {name: value for name, value in rest.items() if isinstance(value, dict | list)}
+    sample = [record] if parts.pop("sample", None) else []
+    alone = {key: value for key, value in record.items() if not isinstance(value, dict | list)}
+    return {"record": record, "parts": {"run": alone, **parts}, "sample": samples.html(sample)}
+
+
+def bullets(text: str) -> str:
+    """Markdown of `tables.answer` as HTML, all else in it escaped."""
+    return mistune.create_markdown(escape=True)(text)
+
+
+def table_rows(table: pd.DataFrame) -> tuple[list, list]:
+    """Headings and rows of the table; the test perplexity of each seed leads to its record.
+
+    Each heading and cell comes with the group of columns that shows and hides it, a cell with its
+    heading as well.
+    """
+    numbers = table.set_index("run").test.map(tables.number)
+    of = {column.title: column.group for column in tables.columns(table, tables.GROUPS)}
+    headings = [(text, of.get(text, "")) for text in tables.headings(table, tables.GROUPS)[:-1]]
+    found = tables.rows(table, lambda run, seed: f"{run}:{seed}:{numbers[run]}", tables.GROUPS)
+    rows = []
+    for *texts, links in found:
+        cells = [(text, *of) for text, of in zip(texts, headings, strict=True)]
+        rows.append((cells, [one.rsplit(":", 2) for one in links.split()]))
+    return headings, rows
+
+
+def switches(headings: list) -> dict[str, str]:
+    """{group of columns that the table has: what a reader is offered}."""
+    there = {group for _, group in headings}
+    return {group: text for group, text in tables.GROUPS.items() if group in there}
+
+
+def _figures(folder):
+    """What the results notebook drew, the answer first, each with its alternative text."""
+    from PIL import Image
+
+    names = {path.stem for path in folder.glob("*.svg")} - {"plan"}
+    found = []
+    for name in [name for name in _FIRST if name in names] + sorted(names.difference(_FIRST)):
+        with Image.open(folder / f"{name}.png") as image:
+            description = image.info.get("Description", name)
+        drawing = base64.b64encode((folder / f"{name}.svg").read_bytes()).decode()
+        found.append({
+            "name": name, "alt": description, "image": f"data:image/svg+xml;base64,{drawing}",
+            "files": sorted(path.name for path in folder.glob(f"{name}.*")),
+        })  # fmt: skip
+    return found
+
+
+def _methods(table, found):
+    """{label of a recipe: what acted in its runs}."""
+    parameters = {record["run"]: record["parameters"] for record in found}
+    return {
+        method_label(*runs[["base_recipe", "axes"]].iloc[0]): _effective(
+            runs, parameters[runs.run.iloc[-1]]
+        )
+        for _, runs in table.groupby("recipe", sort=False)
+    }
+
+
+def _effective(runs, p):
+    """{what: value} of the runs of a recipe: only parameters that did something in them."""
+    values, steps = {}, runs.steps.max()
+    if steps:
+        values = {"peak learning rate": _span(runs.lr, ".2g"), "steps": f"{steps:,}"}
+        values |= {"kept step": _span(runs.best_step.dropna(), ",.0f")}
+    if p.get("sparsity"):
+        how = [_span(runs.requested, ".0%"), p.get("criterion"), p.get("scope")]
+        values["removes"] = ", ".join(filter(None, how))
+    if p.get("sparsity") and steps:
+        first, last = (p.get(name, 0) * steps for name in ("prune_from", "prune_until"))
+        start = _span(runs.requested.clip(upper=p.get("sparsity_start", 0.0)), ".0%")
+        values["cuts"] = f"step {first:,.0f} to {last:,.0f}, the first at {start}"
+    for name in ("neuron_sparsity", "head_sparsity", "block_sparsity"):
+        values |= {name.replace("_", " "): f"{p[name]:g}"} if p.get(name) else {}
+    if p.get("alpha"):
+        how = [f"{name} {p[name]:g}" for name in ("alpha", "temperature") if name in p]
+        who = [p.get("teacher"), VALUE_LABELS.get(p.get("kd_loss"))]
+        values["teacher"] = ", ".join(filter(None, who + how))
+    return values
+
+
+def _span(numbers, spec):
+    """One number, or the smallest and the largest."""
+    texts = [f"{value:{spec}}".replace("%", " %") for value in (numbers.min(), numbers.max())]
+    return " to ".join(dict.fromkeys(texts)) if len(numbers) else "-"
+
+
+def _machines(found):
+    """Devices, versions and commits of the runs, a row a combination."""
+    columns = ["device", "threads", "python", "torch", "transformers", "numpy", "commit"]
+    rows = pd.DataFrame([record["environment"] for record in found])
+    rows = rows.reindex(columns=columns).fillna("").astype({"commit": str})
+    rows["commit"] = rows.commit.str[:10]
+    counts = rows.value_counts(sort=False).reset_index(name="runs")
+    return {"columns": list(counts.columns), "rows": counts.to_numpy().tolist()}

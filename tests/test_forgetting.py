@@ -1,0 +1,114 @@
+"""What is left of an ability, worked by hand, and the figure that shows it."""
+
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from prunegpt_utils.report import figure_files, forgetting
+
+
+def scores(digits, chance=0.25, name="items"):
+    acc = np.mean([int(digit) for digit in digits])
+    by = {"syntax": {"metrics": {"acc": float(acc), "acc_stderr": 0.1}, "samples": len(digits)}}
+    metrics = {"acc": float(acc), "acc_stderr": 0.1}
+    return {"metrics": metrics, "chance": chance, "samples": len(digits), "sha256": name * 13,
+            "correct": digits, "by": by}  # fmt: skip
+
+
+def test_what_is_left_is_counted_from_a_guess():
+    found = forgetting.retained(scores("1100"), scores("1110"))
+    assert (found["accuracy"], found["dense"], found["share"]) == (0.5, 0.75, 0.5)
+    # of each item (a - c) - share (d - c): 3/8, 3/8, -5/8, -1/8; sd 0.4787, error of the mean / 0.5
+    half = 1.96 * math.sqrt(11 / 48) / 2 / 0.5
+    assert found["high"] - found["share"] == pytest.approx(half)
+    same = forgetting.retained(scores("1110"), scores("1110"))
+    assert (same["share"], same["low"], same["high"]) == (1, 1, 1)
+
+
+def test_none_right_of_a_few_items_is_not_none_of_all():
+    found = forgetting.retained(scores("0000", 0), scores("1110", 0))
+    assert (found["share"], found["low"], found["high"]) == (0, 0, 1)  # 3 / 4 of 3 / 4
+
+
+def test_a_dense_model_that_only_guesses_has_nothing_to_lose():
+    assert math.isnan(forgetting.retained(scores("1100"), scores("1000"))["share"])
+
+
+def test_other_items_are_not_compared():
+    with pytest.raises(ValueError, match="not scored on the same items"):
+        forgetting.retained(scores("1100"), scores("1110", name="other"))
+
+
+def cut_record(criterion="sparsegpt", scored=("11111110", "11110000", "00000000")):
+    """A dense model and its cuts at 30 and 80 %, scored on two tasks."""
+    whole, *cut = ({"blimp": scores(d, 0.5), "capitals_produced": scores(d, 0)} for d in scored)
+    points = [
+        {"sparsity": share, "criterion": criterion, "scope": "uniform", "tasks": tasks,
+         "validation": {"nll": math.log(20 * (1 + share))}}
+        for share, tasks in zip((0.3, 0.8), cut, strict=True)
+    ]  # fmt: skip
+    metrics = {"validation": {"nll": math.log(20)}}
+    return {"model": {"name": "tiny"}, "seed": 0, "metrics": metrics, "tasks": whole,
+            "one_shot_curve": points}  # fmt: skip
+
+
+def test_a_row_a_cut_and_task_with_the_dense_model_first():
+    rows = forgetting.cuts([cut_record()])
+    blimp = rows[rows.task == "blimp"]
+    assert blimp.sparsity.tolist() == [0, 0.3, 0.8] and blimp.share.iloc[0] == 1
+    assert blimp.ratio.tolist() == pytest.approx([1, 1.3, 1.8])
+    assert blimp.share.iloc[1] == 0  # four of eight is what a guess has
+    assert rows[rows.task == "capitals_produced"].share.tolist() == pytest.approx([1, 4 / 7, 0])
+    assert forgetting.cuts([cut_record() | {"one_shot_curve": []}]).empty
+    assert len(forgetting.groups([cut_record()], "blimp")) == 3
+
+
+def test_lost_is_what_the_interval_excludes():
+    rows = forgetting.cuts([cut_record()])
+    lost = forgetting.first_lost(rows).loc["SparseGPT"]
+    assert lost.loc["capital, produced"].tolist() == [0.3, 0.8]  # 4/7 ± 0.37: less, and not a half
+    assert lost.loc["grammar (BLiMP)", "less"] == 0.3
+
+
+def test_items_that_the_dense_model_has_right_are_followed():
+    items = forgetting.same_items([cut_record()], "capitals_produced", list("abcdefgh"))
+    assert items.index.tolist() == list("abcdefg")
+    assert items["SparseGPT", 0.3].tolist() == [True] * 4 + [False] * 3
+
+
+def test_trained_runs_stand_beside_the_dense_one_of_their_seed():
+    runs = [("control", 0, 0.0, 20.0), ("gradual", 0, 0.5, 30.0), ("gradual", 1, 0.5, 30.0)]
+    found = [
+        {"run": f"{recipe}-seed{seed}", "recipe": recipe, "seed": seed,
+         "sparsity": {"prunable": share}, "metrics": {"validation": {"nll": math.log(ppl)}}}
+        for recipe, seed, share, ppl in runs
+    ]  # fmt: skip
+    scored = {"control-seed0": {"blimp": scores("1111", 0.5)},
+              "gradual-seed0": {"blimp": scores("1110", 0.5)},
+              "gradual-seed1": {"blimp": scores("1111", 0.5)}}  # fmt: skip
+    rows = forgetting.trained(found, scored, "control")
+    assert rows.recipe.tolist() == ["control", "gradual"]  # seed 1 has no dense run
+    assert rows.share.tolist() == [1, 0.5] and rows.ratio.tolist() == pytest.approx([1, 1.5])
+
+
+def test_the_figure_says_its_numbers():
+    figure_files.style()
+    figure = forgetting.curves(
+        forgetting.cuts(
+            [cut_record(), cut_record("magnitude", ("11111111", "11110000", "11110000"))]
+        )
+    )
+    drawn = figure_files.points(figure)
+    assert set(drawn.panel) == {"SparseGPT", "magnitude"}
+    produced = drawn[(drawn.panel == "SparseGPT") & (drawn.series == "capital, produced")]
+    assert produced.y.tolist() == pytest.approx([1, 4 / 7, 0])
+    plt.close("all")
+
+
+def test_the_answer_is_of_one_criterion_and_says_its_intervals():
+    text = forgetting.answer([cut_record("magnitude"), cut_record()])
+    assert text.count("\n") == 1 and text.startswith("- **30 % of the block weights gone**")
+    assert "perplexity 1.30 x; left" in text and "capital, produced 57 % (18 to 96)" in text
+    assert forgetting.answer([cut_record("wanda")]) == ""
