@@ -345,7 +345,8 @@ def test_samples_run_from_dense_to_sparsest(built):
 
 
 def test_a_notebook_becomes_a_page_without_scripts(tmp_path):
-    markdown = "# Title\n$x^2$, [next](02_next.ipynb), [all](../README.md)"
+    markdown = "# Title\n$x^2$, [next](02_next.ipynb), [all](../README.md), "
+    markdown += "[what is accepted](../docs/mine.md#x), [table](../results/mine/README.md)"
     script = nbformat.v4.new_output(
         "display_data", {"text/html": "<script>alert(1)</script><b>x</b>"}
     )
@@ -357,3 +358,4 @@ def test_a_notebook_becomes_a_page_without_scripts(tmp_path):
     text = pages.notebook_html(tmp_path / "book.ipynb", {"02_next"})
     assert "<script" not in text and "<math" in text and "<b>x</b>" in text
     assert 'href="02_next.html"' in text and 'href="index.html"' in text
+    assert "../" not in text and "what is accepted" in text and ", table" in text

@@ -11,7 +11,7 @@ import nbformat
 
 FOLDER = Path(__file__).with_name("templates")
 LINK = re.compile(r"\]\((?:\.\./)?(\w+)\.(?:ipynb|md)\)")
-GUIDE = re.compile(r"\[([^\]]*)\]\(\.\./docs/[^)]*\)")  # of the repository: no page of a report
+REPOSITORY = re.compile(r"\[([^\]]*)\]\(\.\./\w+/[^)]*\)")  # its folders: no page of a report
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$([^$\n]+?)\$(?!\w)", re.S)
 
 
@@ -59,7 +59,7 @@ def notebook_html(path: Path, names: Container[str] = ()) -> str:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             heading = (re.findall(r"^#+ (.+)", cell.source, re.M) or [heading])[-1]
-            cell.source = LINK.sub(link, GUIDE.sub(r"\1", formulas(cell.source)))
+            cell.source = LINK.sub(link, REPOSITORY.sub(r"\1", formulas(cell.source)))
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = _smaller(output.data["image/png"])
