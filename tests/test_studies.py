@@ -247,3 +247,12 @@ def test_init_from_and_teacher_may_name_a_model_instead_of_a_run():
     }
     assert execution.model_of("init_from", p) == "pydocs-base"
     assert execution.model_of("teacher", p) == "gpt2"
+
+
+def test_a_studys_steps_are_for_recipes_that_train(monkeypatch):
+    books = {"01_baselines": {"zero-shot": None, "dense": None}, "02_pruning": {"one-shot": None}}
+    content = {"study": "mine", "parameters": {"steps": 7}, "notebooks": books}
+    monkeypatch.setattr(study_files, "load", lambda study: content)
+    runs = [run.parameters for run in expansion.plan("mine").values()]
+    found = {run["recipe"]: run["steps"] for run in runs}
+    assert found == {"zero-shot": 0, "dense": 7, "one-shot": 0}

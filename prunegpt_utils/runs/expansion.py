@@ -122,10 +122,12 @@ def _entries(content):
         mine = {key: value for key, value in shared.items() if key in declared}
         for recipe, listed in group.items():
             common = {"study": content["study"], "seed": 0, "reference": ""}
-            common |= study_files.recipe_parameters(recipe)
+            own = study_files.recipe_parameters(recipe)
+            common |= own
             if not any(common["reference"].startswith(other) for other in made):
                 common["reference"] = ""  # a study need not make what its recipes are compared with
-            common |= mine
+            # a study's steps are for what trains: zero-shot stays what its name says
+            common |= {k: v for k, v in mine.items() if k != "steps" or own.get(k) != 0}
             for entry in study_files.as_list(listed):
                 given = common | entry
                 optional = given.pop("optional", False)
