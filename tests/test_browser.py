@@ -189,18 +189,16 @@ def test_each_number_opens_its_record_in_the_page(visit):
     page = visit("../share")
     page.locator("table.sortable a", has_text="27.00").click()
     dialog = page.get_by_role("dialog", name="gradual-distilled-s90-seed0")
-    assert (
-        dialog.is_visible()
-        and "make rerun RUN=trial/gradual-distilled-s90-seed0" in dialog.inner_text()
-    )
+    dialog.wait_for()
+    assert "make rerun RUN=trial/gradual-distilled-s90-seed0" in dialog.inner_text()
     dialog.get_by_role("link", name="gradual-distilled-s90-seed1").click()
-    assert page.get_by_role("dialog", name="gradual-distilled-s90-seed1").is_visible()
+    page.get_by_role("dialog", name="gradual-distilled-s90-seed1").wait_for()
     page.keyboard.press("Escape")
     page.wait_for_url("**/share.html")
-    assert page.get_by_role("dialog").count() == 0
+    page.get_by_role("dialog").wait_for(state="hidden")
     row = page.locator("tr[data-runs^='gradual-distilled-s90']")
     row.get_by_text("27.50 ± 0.71").click()  # a mean leads there too
-    assert page.get_by_role("dialog").is_visible()
+    page.get_by_role("dialog").wait_for()
 
 
 def test_commands_are_copied(visit):
