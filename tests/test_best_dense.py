@@ -37,7 +37,7 @@ def test_validation_chooses_and_test_is_reported():
     assert over.loc["gradual-s90-seed1"].tolist() == [1.5, 1.0, 1.5]  # 27 / 18, 60 / 60, 60 / 40
     assert over.loc["control-s0-seed0"].tolist() == [1.25, 0.6, 1.0]
     (name,) = best_dense.names(frames.frame(found))
-    assert name == "dense + teacher (10 steps)"
+    assert name == "dense + teacher (10 steps; its learning rate was not swept)"
 
 
 def test_the_mean_over_seeds_chooses_not_the_luckiest_seed():
@@ -73,7 +73,17 @@ def test_a_run_is_compared_with_the_dense_models_of_its_length():
     assert over["one-shot-s90-seed0"] == 1.8  # of the model that was cut
     _, few, many = best_dense.names(frames.frame(found))
     assert few == "dense control (10 steps; no other dense model was trained for as many)"
-    assert many == "dense control, learning rate 0.1 (100 steps)"
+    assert many == "dense control, learning rate 0.1 (100 steps)"  # of two rates the better
+
+
+def test_a_dense_model_with_one_learning_rate_only_is_said_to_have_it():
+    rates = (0.1, 0.2)
+    swept = [run_at("control", 0, 20.0, axes={"lr": rate}) for rate in rates]
+    once = [run_at("dense-distilled", 0, 30.0, axes={"lr": 0.1})]
+    (name,) = best_dense.names(frames.frame(swept + once))
+    assert name == "dense control, learning rate 0.1 (10 steps)"
+    (name,) = best_dense.names(frames.frame(swept[:1] + once))
+    assert name.endswith("learning rate 0.1 (10 steps; its learning rate was not swept)")
 
 
 def test_zeros_from_scratch_are_compared_with_as_many_steps_in_all():

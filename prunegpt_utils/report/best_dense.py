@@ -153,8 +153,8 @@ def told_apart(table: pd.DataFrame) -> float:
 def names(table: pd.DataFrame) -> list[str]:
     """Which model is the best dense one: a line a base model and number of steps.
 
-    A line says so where nothing but the plain control is known, and where a dense model of fewer
-    steps is better.
+    A line says so where nothing but the plain control is known, where the best model's kind was
+    trained at one learning rate only, and where a dense model of fewer steps is better.
     """
     candidates, lines = _candidates(table), []
     rest = table[~table.run.isin(candidates.run)]
@@ -170,7 +170,9 @@ def names(table: pd.DataFrame) -> list[str]:
             alone = row.base_recipe == "control" and others.recipe.nunique() == 1
             fewer = means[model][means[model].index.get_level_values("total") < total]
             beaten = len(fewer) and fewer.min() < means[model, total, recipe]
-            remarks = [_ALONE] * alone + [_BEATEN] * bool(beaten)
+            unswept = others[others.base_recipe == row.base_recipe].lr.nunique() < 2
+            remark = [_ALONE] if alone else [_UNSWEPT] * unswept
+            remarks = remark + [_BEATEN] * bool(beaten)
             place = f"{model}, " if candidates.model.nunique() > 1 else ""
             name = label.replace(": fine-tuned for as long", "")
             lines.append(f"{name} ({'; '.join([f'{place}{row.steps:,} steps', *remarks])})")
@@ -178,4 +180,5 @@ def names(table: pd.DataFrame) -> list[str]:
 
 
 _ALONE = "no other dense model was trained for as many"
+_UNSWEPT = "its learning rate was not swept"
 _BEATEN = "a dense model of fewer steps is better"
