@@ -177,7 +177,7 @@ def tasks(arguments: list[str]) -> None:
 
     The run comes first, then the study that is read if no run is named.
     """
-    from prunegpt_utils.report import task_tables
+    from prunegpt_utils.report import forgetting, task_tables
     from prunegpt_utils.runs import parameters, paths, task_records
 
     name, study, names, samples = (*arguments, *[""] * 4)[:4]
@@ -199,6 +199,8 @@ def tasks(arguments: list[str]) -> None:
     if not name:
         shown = task_records.scored(paths.records_folder(study))
     print(task_tables.plain(shown))
+    if not name and (figure := forgetting.save_recovered(study)):
+        print(f"figure  {figure}")
 
 
 def override(arguments: list[str]) -> None:

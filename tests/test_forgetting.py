@@ -4,6 +4,7 @@ import math
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 from prunegpt_utils.report import figure_files, forgetting
@@ -81,7 +82,7 @@ def test_items_that_the_dense_model_has_right_are_followed():
 def test_trained_runs_stand_beside_the_dense_one_of_their_seed():
     runs = [("control", 0, 0.0, 20.0), ("gradual", 0, 0.5, 30.0), ("gradual", 1, 0.5, 30.0)]
     found = [
-        {"run": f"{recipe}-seed{seed}", "recipe": recipe, "seed": seed,
+        {"run": f"{recipe}-seed{seed}", "recipe": recipe, "base_recipe": recipe, "seed": seed,
          "sparsity": {"prunable": share}, "metrics": {"validation": {"nll": math.log(ppl)}}}
         for recipe, seed, share, ppl in runs
     ]  # fmt: skip
@@ -91,6 +92,61 @@ def test_trained_runs_stand_beside_the_dense_one_of_their_seed():
     rows = forgetting.trained(found, scored, "control")
     assert rows.recipe.tolist() == ["control", "gradual"]  # seed 1 has no dense run
     assert rows.share.tolist() == [1, 0.5] and rows.ratio.tolist() == pytest.approx([1, 1.5])
+
+
+def test_what_the_teacher_changes_is_counted_item_by_item():
+    table = pd.DataFrame({
+        "run": ["gradual-s50-seed0", "gradual-distilled-s50-seed0"], "seed": 0, "requested": 0.5,
+        "untaught": [None, "gradual-s50-seed0"], "perplexity": [30.0, 24.0],
+    })  # fmt: skip
+    scored = {"gradual-s50-seed0": {"blimp": scores("110000", 0.5)},
+              "gradual-distilled-s50-seed0": {"blimp": scores("101100", 0.5)}}  # fmt: skip
+    (row,) = forgetting.teacher_effect(table, scored).itertuples()
+    assert row.ratio == 0.8 and row.items == 6
+    assert (row.without, row.taught, row.difference) == pytest.approx((2 / 6, 3 / 6, 1 / 6))
+    # changes 0, -1, 1, 1, 0, 0: variance (3 - 6 / 36) / 5
+    half = 1.96 * math.sqrt((3 - 1 / 6) / 5 / 6)
+    assert (row.low, row.high) == pytest.approx((1 / 6 - half, 1 / 6 + half))
+    scored["gradual-s50-seed0"]["blimp"]["sha256"] = "other"
+    with pytest.raises(ValueError, match="same items"):
+        forgetting.teacher_effect(table, scored)
+
+
+def test_scores_of_a_whole_study_are_drawn_against_its_reference(monkeypatch, tmp_path):
+    monkeypatch.setenv("PRUNEGPT_RUNS", str(tmp_path))
+    found = [
+        {"run": f"{recipe}-seed0", "recipe": recipe, "base_recipe": recipe, "seed": 0,
+         "parameters": {"reference": "" if recipe == "control" else "control"},
+         "sparsity": {"requested": share, "prunable": share},
+         "metrics": {"validation": {"nll": 3.0 + share}}}
+        for recipe, share in (("control", 0.0), ("gradual", 0.5))
+    ]  # fmt: skip
+    scored = {"control-seed0": {"blimp": scores("1111", 0.5)},
+              "gradual-seed0": {"blimp": scores("1110", 0.5)}}  # fmt: skip
+    monkeypatch.setattr(forgetting, "read_study", lambda study: (found, tmp_path))
+    monkeypatch.setattr(forgetting.task_records, "scored", lambda folder: scored)
+    path = forgetting.save_recovered("mine")
+    assert path == tmp_path / "mine" / "figures" / "recovered.png" and path.exists()
+    drawn = pd.read_csv(path.with_suffix(".csv"))
+    assert drawn.series.tolist() == ["trained: perplexity 1.65 x"] and drawn.x.tolist() == [0.5]
+    scored.pop("gradual-seed0")
+    assert forgetting.save_recovered("mine") is None  # nothing that was cut has been scored
+
+
+def test_recovery_is_drawn_a_panel_a_sparsity():
+    figure_files.style()
+    arms = [("gradual", 0.5, 1.5, 0.6), ("gradual-distilled", 0.5, 1.2, 0.8), ("control", 0, 1, 1)]
+    rows = pd.DataFrame([
+        {"base_recipe": recipe, "requested": share, "ratio": ratio, "task": task,
+         "share": left, "low": left - 0.1, "high": left + 0.1}
+        for recipe, share, ratio, left in arms for task in ("blimp", "lambada")
+    ])  # fmt: skip
+    drawn = figure_files.points(forgetting.recovered(rows))
+    assert set(drawn.series) == {
+        "trained: perplexity 1.50 x", "trained with a teacher: perplexity 1.20 x",
+    }  # fmt: skip
+    assert drawn[drawn.series.str.contains("teacher")].x.tolist() == [0.8, 0.8]
+    plt.close("all")
 
 
 def test_the_figure_says_its_numbers():
