@@ -29,7 +29,7 @@ SNAKEMAKE = --profile studies/profiles/$(PROFILE) \
 export JUPYTER_PLATFORM_DIRS = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help active study resume plan status check-results rerun export tasks report share publish notebooks pretraining verify-gpt2 bench lab test test-system lint clean
+.PHONY: help active study resume adopt plan status check-results rerun export tasks report share publish notebooks pretraining verify-gpt2 bench lab test test-system lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ study: $(STAMP)  ## run a study: from the pretrained model to table, figure and 
 
 resume: $(STAMP)  ## go on after a crash or an interrupt
 	@$(TOOLS) resume "$(NAME)" "$(GPUS)" $(SNAKEMAKE)
+
+adopt: $(STAMP)  ## go on from a study's published records: only what is missing is run
+	@$(TOOLS) adopt "$(NAME)"
 
 plan: $(STAMP)  ## what a study still has to do, how long it takes, a picture of it; runs nothing
 	@$(OVERRIDE)

@@ -231,6 +231,17 @@ def study(arguments: list[str], resume: bool = False) -> None:
         sys.exit(1)
 
 
+def adopt(study: str) -> None:
+    """Take a study's published records as made, so that only what is missing is run."""
+    from prunegpt_utils.runs import adoption, expansion
+
+    missing = adoption.adopt(study)
+    for run, why in missing.items():
+        print(f"  to do  {run}{': ' * bool(why)}{why}")
+    total = len(expansion.plan(study))
+    print(f"{study}: {total - len(missing)} of {total} runs done")
+
+
 def _announce(study):
     """Say which runs that are done are made again, and why; and what was made elsewhere."""
     from prunegpt_utils.runs import staleness
@@ -325,7 +336,7 @@ def papermill(arguments: list[str]) -> None:
 COMMANDS: dict[str, tuple] = {
     "study": (study, "arguments"), "resume": (resume, "arguments"),
     "override": (override, "arguments"), "check": (check, "study"), "line": (line, "record"),
-    "plan": (show_plan, "study"), "status": (show_status, "study"),
+    "adopt": (adopt, "study"), "plan": (show_plan, "study"), "status": (show_status, "study"),
     "check-results": (check_results, "study"), "rerun": (rerun, "run"),
     "export": (export, "arguments"), "tasks": (tasks, "arguments"),
     "failure": (failure, "log"), "finish": (finish, "study"),

@@ -178,6 +178,19 @@ def test_a_killed_notebook_is_named_at_the_end(calm, runs):
     assert finished(runs) == 0 and outcome(runs) == outcome(calm[0])
 
 
+def test_a_run_that_was_killed_just_after_its_record_is_not_made_again(calm, runs):
+    process = start(runs)
+    folder = runs / "cheap" / "records"
+    until(lambda: any(folder.glob("*.json")))
+    kill(runs, "everything")  # before its papermill has ended, and Snakemake has noted it
+    process.wait(PATIENCE)
+    made = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    assert made and any((runs / "cheap" / ".snakemake" / "incomplete").iterdir())
+    assert finished(runs) == 0
+    assert made == {name: (folder / name).stat().st_mtime_ns for name in made}
+    assert outcome(runs) == outcome(calm[0])
+
+
 def test_kill_everything_and_start_without_resume(calm, runs):
     process = start(runs)
     until(lambda: list(runs.glob("cheap/checkpoints/*/*/resume.safetensors")))

@@ -47,6 +47,7 @@ def _run(study, folder, options, resume):
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", paths.ROOT / "studies" / "Snakefile",
         "--directory", folder, "--rerun-triggers", "mtime", "input",  # `outdated` knows the rest
+        "--keep-incomplete",  # a record is written last, and whole
     ]  # fmt: skip
     # Snakemake would take a study called 2024 for a number
     options = [*options, f"study={study}" if study[0].isalpha() else f'study="{study}"']
@@ -56,6 +57,10 @@ def _run(study, folder, options, resume):
             why = f"was killed; `make resume STUDY={study}` goes on where it was"
             raise ParameterError("study", study, why)
         _wait([*command, *options, "--unlock"])
+    whole = [f"records/{path.name}" for path in sorted(folder.glob("records/*.json"))]
+    if whole and any(folder.glob(".snakemake/incomplete/*")):
+        # of runs that were killed after their record was written, which would be made again
+        _wait([*command, *options, "--cleanup-metadata", *whole])
     again = [f"records/{run}.json" for run in outdated(study)]
     drawn = folder / "figures" / ".drawn"
     results = study_files.path_of(study_files.results_notebook(study))

@@ -26,7 +26,7 @@ def outdated(study: str) -> dict[str, str]:
     needs = {name: spec.depends_on for name, spec in plan.items()}
     for name in graphlib.TopologicalSorter(needs).static_order():
         if name in known:
-            reasons = [*_changes(known[name], plan[name])]
+            reasons = [*changes(known[name], plan[name])]
             reasons += [f"{need} is made again" for need in needs[name] if need in found]
             reasons += [
                 f"{need} was made again" for need in needs[name]
@@ -65,13 +65,14 @@ def _records(study, plan):
     return {name: record for name, record in found.items() if record}
 
 
-def _changes(record: dict, spec: expansion.RunSpec) -> Iterator[str]:
+def changes(record: dict, spec: expansion.RunSpec) -> Iterator[str]:
+    """What a run would be given now and was not: parameters, code, criteria, in words."""
     given = study_files.default_parameters(spec.notebook) | spec.parameters
     was = record["parameters"]
     if changed := [key for key, value in given.items() if was.get(key, value) != value]:
         yield f"parameters changed: {', '.join(changed)}"
-    if changes := code_changes(record.get("code"), study_files.code_of(spec.notebook)):
-        yield changes
+    if code := code_changes(record.get("code"), study_files.code_of(spec.notebook)):
+        yield code
     if own := record["environment"].get("own_criteria"):
         from prunegpt_utils.criteria import OWN  # imports torch
 

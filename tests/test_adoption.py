@@ -1,0 +1,77 @@
+"""Published records as a start: what is current and stands alone is taken, the rest is made."""
+
+import json
+
+import pytest
+from conftest import ROOT
+
+from prunegpt_utils.__main__ import main
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.runs import adoption, expansion, paths, staleness
+
+STUDY = "pydocs"
+
+
+@pytest.fixture
+def current(monkeypatch, tmp_path):
+    """The published records pass for current, but for runs whose names are put into the list."""
+    monkeypatch.setenv("PRUNEGPT_RUNS", str(tmp_path))
+    changed = []
+    monkeypatch.setattr(
+        staleness, "changes",
+        lambda record, spec: iter(["code of masks changed"] * (record["run"] in changed)),
+    )  # fmt: skip
+    return changed
+
+
+def taken(tmp_path, part="records"):
+    return {path.stem for path in (tmp_path / STUDY / part).glob("*.json")}
+
+
+def test_records_that_are_current_are_taken_as_made(current, tmp_path, capsys):
+    assert adoption.adopt(STUDY) == {}
+    assert taken(tmp_path) == set(expansion.plan(STUDY))
+    for run in taken(tmp_path):
+        name = f"{run}.json"
+        ours = (tmp_path / STUDY / "records" / name).read_bytes()
+        assert ours == (ROOT / "results" / STUDY / name).read_bytes()
+    main(["adopt", STUDY])
+    total = len(expansion.plan(STUDY))
+    assert capsys.readouterr().out == f"{STUDY}: {total} of {total} runs done\n"
+
+
+def test_what_changed_is_made_and_all_that_hangs_together_with_it(current, tmp_path):
+    current.append("gradual-s90-seed0")
+    missing = adoption.adopt(STUDY)
+    assert missing["gradual-s90-seed0"] == "code of masks changed"
+    assert missing["dense-seed0"] == "gradual-s90-seed0 needs its model"
+    assert missing["gradual-distilled-s90-seed0"].endswith(" is made anew")
+    assert taken(tmp_path) == set(expansion.plan(STUDY)) - missing.keys() == {"zero-shot-seed0"}
+
+
+def test_what_is_there_stays(current, tmp_path):
+    mine = tmp_path / STUDY / "records" / "zero-shot-seed0.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text(json.dumps({"mine": True}), "utf-8")
+    current.append("zero-shot-seed0")
+    assert adoption.adopt(STUDY) == {}
+    assert json.loads(mine.read_text("utf-8")) == {"mine": True}
+
+
+def test_scores_on_tasks_come_along(current, tmp_path, monkeypatch):
+    run = "zero-shot-seed0"
+    plan = {run: expansion.plan(STUDY)[run]}
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "project")
+    published = tmp_path / "project" / "results" / STUDY
+    (published / "tasks").mkdir(parents=True)
+    source = (ROOT / "results" / STUDY / f"{run}.json").read_text("utf-8")
+    (published / f"{run}.json").write_text(source, "utf-8")
+    (published / "tasks" / f"{run}.json").write_text("{}", "utf-8")
+    monkeypatch.setattr(adoption.expansion, "plan", lambda study: plan)
+    assert adoption.adopt(STUDY) == {}
+    assert taken(tmp_path) == taken(tmp_path, "tasks") == {run}
+
+
+def test_a_study_without_published_records_is_one_line(current):
+    with pytest.raises(ParameterError, match="'smoke' has no published records to go on from"):
+        adoption.adopt("smoke")
