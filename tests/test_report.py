@@ -143,6 +143,15 @@ def test_a_failing_build_leaves_the_last_report(built, monkeypatch):
     assert index.read_bytes() == before
 
 
+def test_a_notebook_of_which_a_kill_left_half_has_no_page(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNEGPT_RUNS", str(tmp_path))
+    write_study(tmp_path)
+    for name, text in (("control-seed0", ""), ("gradual-s50-seed0", '{"cells": [')):
+        (tmp_path / "trial" / "notebooks" / f"{name}.ipynb").write_text(text, "utf-8")
+    pages = {path.stem for path in html.build("trial").parent.glob("*.html")}
+    assert "gradual-s90-seed0" in pages and not {"control-seed0", "gradual-s50-seed0"} & pages
+
+
 def test_a_report_is_made_of_published_records_where_nothing_ran(runs_folder):
     index = html.build("pydocs")
     text = index.read_text("utf-8")

@@ -1,6 +1,7 @@
 """The report of a study: an index, and a page for each record and notebook."""
 
 import contextlib
+import json
 import shutil
 from pathlib import Path
 
@@ -58,7 +59,16 @@ def sources(study: str) -> tuple[list[dict], Path, Path, list[Path]]:
     found, source = records.read_study(study)
     own = source.parent == folder
     figures = folder / "figures" if own else paths.ROOT / "figures" / study
-    return found, source, figures, sorted((folder if own else paths.ROOT).glob("notebooks/*.ipynb"))
+    books = sorted((folder if own else paths.ROOT).glob("notebooks/*.ipynb"))
+    # papermill writes in place: a run that was killed after its record may have left half of one
+    return found, source, figures, [path for path in books if _is_whole(path)]
+
+
+def _is_whole(notebook):
+    try:
+        return bool(json.loads(notebook.read_text("utf-8")))
+    except ValueError:
+        return False
 
 
 def _put(path, template, study, title, root="", **values):
