@@ -194,8 +194,7 @@ def tasks(arguments: list[str]) -> None:
         print(f"  {run} on {names} ...", flush=True)
         record = task_records.score(place, run, names, number)
         shown[record["run"]] = record["tasks"]
-        print(f"  {record['run']}: {record['seconds']:.0f} s, {task_records.path_of(place, run)}",
-              flush=True)  # fmt: skip
+        print(f"  {record['run']}: {record['seconds']:.0f} s, {task_records.path_of(place, run)}")
     if not name:
         shown = task_records.scored(paths.records_folder(study))
     print(task_tables.plain(shown))
@@ -235,10 +234,9 @@ def adopt(study: str) -> None:
     """Take a study's published records as made, so that only what is missing is run."""
     from prunegpt_utils.runs import adoption, expansion
 
-    missing = adoption.adopt(study)
+    missing, total = adoption.adopt(study), len(expansion.plan(study))
     for run, why in missing.items():
         print(f"  to do  {run}{': ' * bool(why)}{why}")
-    total = len(expansion.plan(study))
     print(f"{study}: {total - len(missing)} of {total} runs done")
 
 
