@@ -194,10 +194,9 @@ def tasks(arguments: list[str]) -> None:
         print(f"  {run} on {names} ...", flush=True)
         record = task_records.score(place, run, names, number)
         shown[record["run"]] = record["tasks"]
-        print(f"  {record['run']}: {record['seconds']:.0f} s, {task_records.path_of(place, run)}")
-    if not name:
-        shown = task_records.scored(paths.records_folder(study))
-    print(task_tables.plain(shown))
+        print(f"  {record['run']}: {record['seconds']:.0f} s, {task_records.path_of(place, run)}",
+              flush=True)  # fmt: skip
+    print(task_tables.plain(shown if name else task_records.scored(paths.records_folder(study))))
     if not name and (figure := forgetting.save_recovered(study)):
         print(f"figure  {figure}")
 

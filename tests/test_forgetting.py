@@ -83,13 +83,13 @@ def test_trained_runs_stand_beside_the_dense_one_of_their_seed():
     runs = [("control", 0, 0.0, 20.0), ("gradual", 0, 0.5, 30.0), ("gradual", 1, 0.5, 30.0)]
     found = [
         {"run": f"{recipe}-seed{seed}", "recipe": recipe, "base_recipe": recipe, "seed": seed,
-         "sparsity": {"prunable": share}, "metrics": {"validation": {"nll": math.log(ppl)}}}
+         "parameters": {"reference": "control"}, "sparsity": {"prunable": share}, "metrics": {"validation": {"nll": math.log(ppl)}}}
         for recipe, seed, share, ppl in runs
     ]  # fmt: skip
     scored = {"control-seed0": {"blimp": scores("1111", 0.5)},
               "gradual-seed0": {"blimp": scores("1110", 0.5)},
               "gradual-seed1": {"blimp": scores("1111", 0.5)}}  # fmt: skip
-    rows = forgetting.trained(found, scored, "control")
+    rows = forgetting.trained(found, scored)
     assert rows.recipe.tolist() == ["control", "gradual"]  # seed 1 has no dense run
     assert rows.share.tolist() == [1, 0.5] and rows.ratio.tolist() == pytest.approx([1, 1.5])
 

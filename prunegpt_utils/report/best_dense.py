@@ -171,8 +171,8 @@ def names(table: pd.DataFrame) -> list[str]:
             fewer = means[model][means[model].index.get_level_values("total") < total]
             beaten = len(fewer) and fewer.min() < means[model, total, recipe]
             unswept = others[others.base_recipe == row.base_recipe].lr.nunique() < 2
-            remark = [_ALONE] if alone else [_UNSWEPT] * unswept
-            remarks = remark + [_BEATEN] * bool(beaten)
+            remarks = [_ALONE] if alone else [_UNSWEPT] * unswept
+            remarks += [_BEATEN] * bool(beaten)
             place = f"{model}, " if candidates.model.nunique() > 1 else ""
             name = label.replace(": fine-tuned for as long", "")
             lines.append(f"{name} ({'; '.join([f'{place}{row.steps:,} steps', *remarks])})")

@@ -47,9 +47,7 @@ def retained(found: Mapping, dense: Mapping) -> dict[str, float]:
     Raises:
         ValueError: the two were not scored on the same items.
     """
-    if found["sha256"] != dense["sha256"]:
-        raise ValueError("the two models were not scored on the same items")
-    chance, right, before = found["chance"], _correct(found), _correct(dense)
+    (right, before), chance = _correct_of_both(found, dense), found["chance"]
     gain = before.mean() - chance
     share = (right.mean() - chance) / gain if gain > 0 else math.nan
     rest = (right - chance) - share * (before - chance)  # of each item
@@ -58,6 +56,12 @@ def retained(found: Mapping, dense: Mapping) -> dict[str, float]:
     high = share + 1.96 * error if right.any() else (3 / len(right) - chance) / gain
     bounds = {"low": share - 1.96 * error, "high": high}
     return {"items": len(rest), "chance": chance, **means, **bounds}
+
+
+def _correct_of_both(found, other):
+    if found["sha256"] != other["sha256"]:
+        raise ValueError("the two models were not scored on the same items")
+    return _correct(found), _correct(other)
 
 
 def _correct(scores):
@@ -92,19 +96,21 @@ def _with_dense(curve, tasks, nll):
     return [scored[0] | {"sparsity": 0.0, "validation": {"nll": nll}, "tasks": tasks}, *scored]
 
 
-def trained(records: Sequence[dict], scored: Mapping[str, Mapping], dense: str) -> pd.DataFrame:
+def trained(records: Sequence[dict], scored: Mapping[str, Mapping]) -> pd.DataFrame:
     """One row a trained run and task, beside a dense run that was trained for as long.
 
     Args:
-        records: of one study.  scored: {run: scores}, see `runs.task_records.scored`.
-        dense: recipe of the dense runs, such as `control`; each run is held against the one of its
-            seed.
+        records: of one study. All are held against the dense run of their seed, of the recipe that
+            those of cut models are compared with, their `reference`.
+        scored: {run: scores}, see `runs.task_records.scored`.
 
     Returns:
         DataFrame with recipe, base_recipe, seed, requested (the sparsity asked for), sparsity,
         ratio (of the perplexities on the validation text), task, and what `retained` returns.
     """
     by_name, rows = {record["run"]: record for record in records}, []
+    cut = [record for record in records if record["sparsity"]["prunable"] > 0]
+    dense = next(filter(None, (record["parameters"].get("reference") for record in cut)), "")
     for run, record in by_name.items():
         whole = f"{dense}-seed{record['seed']}"
         if run in scored and whole in scored and whole in by_name:
@@ -137,9 +143,7 @@ def teacher_effect(table: pd.DataFrame, scored: Mapping[str, Mapping]) -> pd.Dat
     for taught, alone, asked, seed in pairs[["run", "untaught", "requested", "seed"]].values:
         ratio = perplexity[taught] / perplexity[alone]
         for task in [name for name in ABILITIES if name in scored[taught]]:
-            found, before = (_correct(scored[run][task]) for run in (taught, alone))
-            if scored[taught][task]["sha256"] != scored[alone][task]["sha256"]:
-                raise ValueError("the two models were not scored on the same items")
+            found, before = _correct_of_both(scored[taught][task], scored[alone][task])
             change = found - before
             half = 1.96 * change.std(ddof=1) / math.sqrt(len(change))
             mean, accuracies = change.mean(), (before.mean(), found.mean())
@@ -326,13 +330,9 @@ def curves(rows: pd.DataFrame) -> Figure:
 
 
 def save_recovered(study: str) -> Path | None:
-    """Draw `recovered` into a study's figures; its path, or None if no cut model was scored.
-
-    The dense model is the one that the records of the study are compared with, their `reference`.
-    """
+    """Draw `recovered` into a study's figures; its path, or None if no cut model was scored."""
     found, folder = read_study(study)
-    named = (record["parameters"].get("reference") for record in found)
-    rows = trained(found, task_records.scored(folder), next(filter(None, named), ""))
+    rows = trained(found, task_records.scored(folder))
     if not (rows.requested > 0).any():
         return None
     figure_files.style()
