@@ -29,9 +29,10 @@ def test_a_record_comes_back_and_names_what_made_it(runs_folder):
     record = records.read(path)
     assert path == runs_folder / "t" / "records" / "gradual-s90-seed3.json"
     assert record["parameters"] == P and record["notebook"] == "02_pruning"
-    assert {"commit", "dirty", "python", "torch", "transformers", "device", "threads"} <= set(
+    assert {"commit", "dirty", "python", "torch", "transformers", "device", "processor"} <= set(
         record["environment"]
     )
+    assert record["environment"]["processor"].startswith(records.processor_name().split(",")[0])
     assert list(record) == sorted(record)
 
 

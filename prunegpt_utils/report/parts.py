@@ -140,11 +140,15 @@ def _span(numbers, spec):
     return " to ".join(dict.fromkeys(texts)) if len(numbers) else "-"
 
 
+_VERSIONS = ("torch", "transformers", "numpy")
+
+
 def _machines(found):
     """Devices, versions and commits of the runs, a row a combination."""
-    columns = ["device", "threads", "python", "torch", "transformers", "numpy", "commit"]
+    columns = ["device", "processor", "threads", "python", *_VERSIONS, "commit"]
     rows = pd.DataFrame([record["environment"] for record in found])
     rows = rows.reindex(columns=columns).fillna("").astype({"commit": str})
     rows["commit"] = rows.commit.str[:10]
+    rows = rows.loc[:, rows.ne("").any()]  # older records do not name the processor
     counts = rows.value_counts(sort=False).reset_index(name="runs")
     return {"columns": list(counts.columns), "rows": counts.to_numpy().tolist()}

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -165,7 +166,7 @@ def environment() -> dict:
     status = _git("status", "--porcelain")
     return {
         "commit": _git("rev-parse", "HEAD"), "dirty": status is None or bool(status),
-        "python": platform.python_version(), "device": device_name(),
+        "python": platform.python_version(), "device": device_name(), "processor": processor_name(),
         "threads": torch.get_num_threads(), "processes": processes().num_processes,
         **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")},
         **({"own_criteria": OWN} if OWN else {}),
@@ -179,6 +180,16 @@ def device_name() -> str:
 
     cuda = torch.cuda.is_available()
     return torch.cuda.get_device_name() if cuda else f"cpu {platform.machine()}"
+
+
+def processor_name() -> str:
+    """The processor, and the widest instructions that torch uses of it; others round otherwise."""
+    import torch
+
+    file = Path("/proc/cpuinfo")  # Python's own answer is empty on Linux
+    found = re.search(r"^model name\s*:\s*(.+)$", file.read_text() if file.exists() else "", re.M)
+    name = found[1].strip() if found else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _git(*words):

@@ -38,11 +38,12 @@ def outdated(study: str) -> dict[str, str]:
 
 
 def other_versions(study: str) -> list[str]:
-    """A line for each version of a package that made records and is not the one of today."""
+    """A line for each package or processor that made records and is not the one of today."""
+    here = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    here["processor"] = records.processor_name()
     counts: collections.Counter = collections.Counter()
     for record in _records(study, expansion.plan(study)).values():
-        counts.update((name, record["environment"].get(name)) for name in _PACKAGES)
-    here = {name: importlib.metadata.version(name) for name in _PACKAGES}
+        counts.update((name, record["environment"].get(name)) for name in here)
     return [
         f"{count} records were made with {name} {version}; here it is {here[name]}"
         for (name, version), count in counts.items() if version not in (None, here[name])
