@@ -269,7 +269,7 @@ ZERO_STEPS = {"init_from": "", "steps": 0, "block_size": 64, "batch": 2}
     [
         ("nfc", "01_baselines", {"recipe": "zero-shot"}, ""),
         ("one layer", "02_pruning", {"one_shot_run": "", "sparsity": 0.0, "steps": 2, "batch": 500}, ""),
-        ("padded", "02_pruning", {"one_shot_run": ""}, ""),
+        ("padded", "02_pruning", {"one_shot_run": "", "sparsities": "0.5 0 0.9"}, ""),
         ("zeros", "02_pruning", {"one_shot_run": "", "sparsity": 0.3}, ""),
         ("zeros", "06_criteria", {}, "init_from: "),
         ("one layer", "06_criteria", {"sparsities": "0.5", "patterns": ""}, ""),
@@ -296,5 +296,10 @@ def test_sound_input_of_any_kind_passes_or_is_refused_in_one_line(
     last = ([line for line in done.stderr.splitlines() if line.strip()] or [""])[-1]
     if message:
         assert done.returncode and last.startswith(f"ParameterError: {message}"), done.stderr
-    else:
-        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    if notebook == "02_pruning":
+        (path,) = (tmp_path / "odd" / "records").glob("*.json")
+        measured = {point["sparsity"] for point in records.read(path)["one_shot_curve"]}
+        asked = parameters.get("sparsities", "0.2 0.4 0.5 0.6 0.7 0.8 0.9 0.95")
+        assert measured == {0.0, *map(float, asked.split())}
