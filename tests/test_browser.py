@@ -151,6 +151,8 @@ def test_a_mark_finds_its_row_and_a_row_its_marks(visit):
     )
     page.get_by_role("button", name="dense control: fine-tuned").click()
     assert row.count() == 1 and row.get_attribute("data-runs").startswith("control-seed0")
+    inside = "document.querySelector('#plot').getBoundingClientRect().bottom > 0"
+    page.wait_for_function(f"{inside} && scrollY > 0")
     assert page.locator("#plot .one").get_attribute("data-run") == "control-seed0"
     assert page.locator("#plot .same").get_attribute("data-run") == "control-seed1"
 
@@ -181,6 +183,8 @@ def test_the_slider_changes_all_parts_together(visit):
         changed = [old != new for old, new in zip(seen[before], seen[after], strict=True)]
         assert all(changed), changed
     assert "KL divergence" in seen[2][1] and "test perplexity" in seen[2][1]
+    page.locator("#levels span", has_text="50 %").click()
+    assert slider.get_attribute("aria-valuetext") == "50 %"
     assert "rgba(var(--worse), 0.26)" in seen[2][3]  # 1 to 2 nats above the dense model
     assert '<img class="mask" src="data:image/png' in seen[2][5]
 
@@ -212,7 +216,7 @@ def test_commands_are_copied(visit):
 
 def test_the_table_is_filtered_and_stacked_on_a_phone(visit):
     page = visit("../share", viewport={"width": 390, "height": 844})
-    page.get_by_role("searchbox").fill("teacher 90")
+    page.get_by_role("searchbox").fill("teacher, 90%")
     rows = page.locator("table.sortable tbody tr")
     assert [row.is_visible() for row in rows.all()].count(True) == 1
     assert page.locator("#matches").inner_text() == "1 of 5 rows"

@@ -356,15 +356,20 @@ def test_samples_run_from_dense_to_sparsest(built):
 def test_a_notebook_becomes_a_page_without_scripts(tmp_path):
     markdown = "# Title\n$x^2$, [next](02_next.ipynb), [all](../README.md), "
     markdown += "[what is accepted](../docs/mine.md#x), [table](../results/mine/README.md)"
+    links = "[s0](../results/mine/a-seed0.json) [s1](../runs/mine/records/a-seed1.json) "
+    links += "[s2](../results/other/a-seed0.json)"
     script = nbformat.v4.new_output(
         "display_data", {"text/html": "<script>alert(1)</script><b>x</b>"}
     )
+    table = nbformat.v4.new_output("display_data", {"text/markdown": links})
     cells = [
         nbformat.v4.new_markdown_cell(markdown),
-        nbformat.v4.new_code_cell("1", outputs=[script]),
+        nbformat.v4.new_code_cell("1", outputs=[script, table]),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "book.ipynb")
-    text = pages.notebook_html(tmp_path / "book.ipynb", {"02_next"})
+    text = pages.notebook_html(tmp_path / "book.ipynb", {"02_next"}, "mine")
     assert "<script" not in text and "<math" in text and "<b>x</b>" in text
     assert 'href="02_next.html"' in text and 'href="index.html"' in text
     assert "../" not in text and "what is accepted" in text and ", table" in text
+    assert '<a href="records/a-seed0.html">s0' in text and '"records/a-seed1.html">s1' in text
+    assert text.count("records/") == 2 and "s2" in text  # of another study: its page is not here

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 import re
 
 import pytest
@@ -98,6 +99,10 @@ def test_the_slider_has_what_records_and_checkpoints_hold(built):
     view = data["views"]["gradual + teacher"]["90"]
     assert view["run"] == "gradual-distilled-s90-seed0"
     assert view["numbers"]["test perplexity"] == "27.00"
+    assert "bytes, if packed" in view["numbers"]
+    assert math.exp(view["loss"]) == pytest.approx(
+        float(view["numbers"]["validation perplexity"]), 1e-3
+    )
     assert view["numbers"]["KL divergence, nats a token"] == "0.900"
     assert data["reference"]["run"] == "control-seed1"  # the lowest seed with a sample
     assert view["mask"]["shape"] == [128, 128]
@@ -115,6 +120,8 @@ def test_a_published_study_says_what_its_records_do_not_hold(runs_folder):
     assert views and not any(view["mask"] for view in views)
     assert "One seed" in text and "make share STUDY=pydocs-full" in text  # and its answer
     assert "with a teacher 1.06 ± 0.02 x" in text
+    fair = text.partition("With every learning rate swept")[2].partition("</details>")[0]
+    assert "with a teacher 1.02 ± 0.01 x" in fair and "1.17 ± 0.03 x" in fair
     assert "02_pruning: " in text and 'id="notebook-05_results"' in text
 
 

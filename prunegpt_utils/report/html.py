@@ -33,7 +33,7 @@ def build(study: str) -> Path:
         for path in books:
             _put(
                 part / f"{path.stem}.html", "notebook.html", study, path.stem,
-                body=notebook_html(path, notebooks), original=notebooks[path.stem],
+                body=notebook_html(path, notebooks, study), original=notebooks[path.stem],
                 record=(source / f"{path.stem}.json").exists(),
             )  # fmt: skip
         fair = frames.nll_gains(found)

@@ -42,13 +42,14 @@ def formulas(text: str) -> str:
     return FORMULA.sub(lambda tex: convert(tex[1] or tex[2], "block" if tex[1] else "inline"), text)
 
 
-def notebook_html(path: Path, names: Container[str] = ()) -> str:
+def notebook_html(path: Path, names: Container[str] = (), study: str = "") -> str:
     """Body of an executed notebook as HTML: formulas as MathML, images inside, no scripts.
 
     Args:
         path: of the notebook.
         names: of the notebooks that have a page beside this one; links to others, and to the
             README, lead to the index.
+        study: whose records have a page beside this one; links to others lead nowhere.
     """
     from nbconvert import HTMLExporter
 
@@ -68,14 +69,16 @@ def notebook_html(path: Path, names: Container[str] = ()) -> str:
         template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True,
         exclude_anchor_links=True,
     )  # fmt: skip
-    return _trimmed(exporter.from_notebook_node(notebook)[0])
+    return _trimmed(exporter.from_notebook_node(notebook)[0], study)
 
 
-def _trimmed(body):
+def _trimmed(body, study):
     """What nbconvert wrote without scripts and unseen markup, its links and tables made to fit."""
     body = re.sub(r"<script.*?</script>", "", body, flags=re.S)
     body = re.sub(r'<span class="(?:n|p|o|nn|nb|nf|w|bp|si|sd|kc|fm)">([^<]*)</span>', r"\1", body)
-    body = re.sub(r'href="[^":]*/([\w.-]+)\.json"', r'href="records/\1.html"', body)
+    own = rf'href="(?:[^":]*/{re.escape(study)}/(?:records/)?|(?:\.\./)?records/)([\w.-]+)\.json"'
+    body = re.sub(own, r'href="records/\1.html"', body)
+    body = re.sub(r' href="[^":]*\.json"', "", body)
     body = body.replace("<th></th>", "<td></td>")  # a corner of a table is no heading
     # what may scroll sideways on a narrow screen can be reached with the keyboard
     return re.sub(r'<div class="(output_(?:html|markdown) )', r'<div tabindex="0" class="\1', body)

@@ -1,7 +1,9 @@
 """What the report and the shared page both show: answer, limits, table, figures, methods."""
 
 import base64
+import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import mistune
 import pandas as pd
@@ -13,6 +15,7 @@ from prunegpt_utils.runs import paths, records
 _FIRST = (  # figures, in this order
     "perplexity", "rates", "weights", "bytes", "one-shot", "layers", "training",
 )  # fmt: skip
+_FAIR = "fair"  # the study in which every learning rate was swept, the dense models' too
 _GAIN = "nll_gain_over_baseline"
 _HIDDEN = (_GAIN, "nll_by_window")  # of a record: what is shown already, and long lists of numbers
 _PARTS = (  # of a record, in the order of its page; others follow
@@ -28,16 +31,33 @@ def of_study(study: str, found: list[dict], table: pd.DataFrame, figures: Path) 
         found: records of the study.  table: of `frames.frame`.  figures: folder of its figures.
     """
     headings, rows = table_rows(table)
+    model = found[-1]["model"]["name"]
     full = f"{study}-full"  # the larger study of the same kind, if there is one that was published
-    larger = list(map(records.read, sorted((paths.ROOT / "results" / full).glob("*.json"))))
+    larger, fair = _published_answer(full), _published_answer(_FAIR)
     return {
         "count": len(found), "answer": bullets(tables.answer(table) or forgetting.answer(found)),
         "notes": bullets(" ".join(tables.notes(table))), "headings": headings, "rows": rows,
         "groups": switches(headings), "figures": _figures(figures),
         "methods": _methods(table, found), "last": found[-1], "environment": _machines(found),
         "seeds": table.seed.nunique(), "best": best_dense.names(table),
-        "full": full, "full_answer": bullets(tables.answer(frames.frame(larger))),
+        "full": full, "full_answer": larger.answer,
+        "fair": _FAIR, "fair_answer": fair.answer * (study != _FAIR and fair.model == model),
+        "hours": sum(record["seconds"] for record in found) / 3600,
     }  # fmt: skip
+
+
+class _Published(NamedTuple):
+    answer: str
+    model: str
+
+
+@functools.cache
+def _published_answer(study):
+    """Answer of a published study as HTML, and the model that it is of; '' and '' of none."""
+    files = sorted((paths.ROOT / "results" / study).glob("*.json"))
+    found = list(map(records.read, files))
+    answer = bullets(tables.answer(frames.frame(found)))
+    return _Published(answer, found[-1]["model"]["name"] if found else "")
 
 
 def record_values(record: dict, fair: bool) -> dict:

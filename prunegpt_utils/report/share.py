@@ -40,7 +40,7 @@ def build(study: str) -> Path:
         "data": {"points": _points(table), **_views(study, table, found)},
     }  # fmt: skip
     room = LIMIT - len(render("share.html", **values, books={}).encode())
-    kept = _notebooks(books, found, values["results"], room)
+    kept = _notebooks(study, books, found, values["results"], room)
     page = paths.study_folder(study) / "share.html"
     with atomic_path(page) as part:
         part.write_text(render("share.html", **values, books=kept), "utf-8")
@@ -80,13 +80,14 @@ def _view(study, row, record, dense):
         "test perplexity": tables.number(row.test),
         "x best dense (test)": f"{row.test_ratio:.2f}" if math.isfinite(row.test_ratio) else "-",
         "validation perplexity": tables.number(row.perplexity),
-        "bytes stored": f"{size / 1e6:.2f} MB, {100 * size / dense:.0f} % of dense",
+        "bytes, if packed": f"{size / 1e6:.2f} MB, {100 * size / dense:.0f} % of dense",
         **(tables.fidelity_table(fidelity).iloc[:, 0].to_dict() if fidelity else {}),
     }
     return {
         "run": row.run, "label": row.label, "seed": row.seed, "numbers": numbers,
         "read": record["sample"]["read"], "written": record["sample"]["written"],
         "matrices": record.get("sparsity_by_matrix"), "mask": _mask(study, record),
+        "loss": math.log(row.perplexity),
     }  # fmt: skip
 
 
@@ -110,7 +111,7 @@ def _mask(study, record):
     return {"matrix": name, "shape": list(kept.shape), "image": picture}
 
 
-def _notebooks(books, found, results, room):
+def _notebooks(study, books, found, results, room):
     """{name: body} of the notebooks that fit into `room` bytes.
 
     That which reads the records comes first, then one of each kind.
@@ -119,7 +120,7 @@ def _notebooks(books, found, results, room):
     firsts = {kinds.get(path.stem, path.stem): path for path in reversed(books)}.values()
     names, kept = [path.stem for path in books], {}
     for path in sorted(books, key=lambda path: (path.stem != results, path not in firsts)):
-        body = _inside(notebook_html(path, names))
+        body = _inside(notebook_html(path, names, study))
         room -= len(body.encode()) + 500  # with what is around it
         if room < 0:
             break
@@ -133,4 +134,4 @@ def _inside(body):
     body = re.sub(r'href="records/([\w.-]+)\.html"', r'data-record="\1"', body)
     body = re.sub(r'href="([\w.-]+)\.html"', r'href="#notebook-\1"', body)
     body = body.replace('"#notebook-index"', '"#top"')
-    return re.sub(r'href="(?!https?:|mailto:|#notebook-|#top")[^"]*"', "", body)
+    return re.sub(r' href="(?!https?:|mailto:|#notebook-|#top")[^"]*"', "", body)

@@ -58,7 +58,14 @@ def _published(published, recipe):
 
 
 def _spread(mean, spread):
-    return number(mean) + (f" ± {spread:.2f}" if math.isfinite(spread) else "")
+    return number(mean) + _plus_or_minus(spread)
+
+
+def _plus_or_minus(spread):
+    """A standard deviation behind its mean; '' of one value. It is never told as nothing."""
+    if not math.isfinite(spread):
+        return ""
+    return f" ± {spread:.2f}" if spread >= 0.005 else " ± <0.01"
 
 
 def _ratio(value):
@@ -191,7 +198,7 @@ def answer(table: pd.DataFrame) -> str:
     """The study's answer in sentences, one a sparsity; '' if it has none, see `_arms`."""
     lines = [
         f"- **{100 * sparsity:.0f} % of the block weights gone**: {_sentence(table, arms)}; "
-        f"{_seeds(arms)}."
+        f"{_seeds(arms)}. Left of the whole model: {100 * _kept(table, arms):.0f} %."
         for sparsity, arms in _arms(table).items()
     ]
     names = ", ".join(best_dense.names(table))
@@ -216,9 +223,8 @@ def short(table: pd.DataFrame) -> str:
     columns = [name for name in _SHORT if any(name in arms for arms in found.values())]
     best, cells = _plus_minus(test[test.index.isin(table.dense_run)]), []
     for sparsity, arms in found.items():
-        left = 1 - table[table.run.isin(arms["with a teacher"])].model_sparsity.mean()
         means = [_plus_minus(test[arms.get(name, [])]) or "none" for name in columns]
-        cells.append((f"{100 * sparsity:.0f} %", f"{100 * left:.0f} %", *means, best))
+        cells.append((f"{100 * sparsity:.0f} %", f"{100 * _kept(table, arms):.0f} %", *means, best))
     titles = ("block weights gone", "left of the whole model", *columns, "best dense model")
     return markdown_table(titles, cells, range(1, len(titles)))
 
@@ -230,8 +236,12 @@ _SHORT = ("with a teacher", "without one", _SMALL)
 
 def _plus_minus(values):
     values = values.dropna()
-    spread = f" ± {values.std():.2f}" if len(values) > 1 else ""
-    return f"{number(values.mean())}{spread}" if len(values) else ""
+    return _spread(values.mean(), values.std()) if len(values) else ""
+
+
+def _kept(table, arms):
+    """Share of the weights of the whole model that is left, embeddings included."""
+    return 1 - table[table.run.isin(arms["with a teacher"])].model_sparsity.mean()
 
 
 def _arms(table):
@@ -288,12 +298,11 @@ def _seeds(arms):
 def _in_words(table, runs, intervals=True):
     """Test ratio of some runs, ± standard deviation over seeds; its interval over the text."""
     ratios = table[table.run.isin(runs)].test_ratio
-    spread = f" ± {ratios.std():.2f}" if len(ratios) > 1 else ""
     paired = best_dense.intervals(table[table.run.isin([*runs, *table.dense_run.dropna()])])
     group = tuple(table.loc[table.run == runs.iloc[0], best_dense.GROUP].iloc[0])
     known = intervals and group in paired
     over = " (95 % interval {:.2f} to {:.2f})".format(*paired[group]) if known else ""
-    return f"{ratios.mean():.2f}{spread} x", over
+    return f"{ratios.mean():.2f}{_plus_or_minus(ratios.std())} x", over
 
 
 def fidelity_table(found: dict) -> pd.DataFrame:

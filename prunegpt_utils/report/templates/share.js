@@ -58,7 +58,7 @@ function openRecord(run) {
   const about = find("#record-about");
   about.replaceChildren("What one executed notebook wrote in its last cell, numbers to six digits. Again: ",
     make("code", {}, command), " ", copyButton(command));
-  if (others.length) about.append(" Other seeds: ", ...others.flatMap((other) => [recordLink(other, other), " "]));
+  if (others.length) about.append(` One of ${others.length + 1} seeds, of which the table shows the mean. The others: `, ...others.flatMap((other) => [recordLink(other, other), " "]));
   const notebook = document.getElementById(`notebook-${run}`);
   if (notebook) about.append(make("a", { href: `#notebook-${run}`, textContent: "Its executed notebook" }));
   find("#record-parts").replaceChildren(templates[run].content.cloneNode(true));
@@ -97,7 +97,10 @@ for (const row of rows.filter((row) => runsOf(row).length)) {
   const [run] = runsOf(row);
   const name = row.cells[0];
   const button = make("button", { type: "button", title: "Mark in the chart", "aria-pressed": "false" }, ...name.childNodes);
-  button.addEventListener("click", () => pick(run));
+  button.addEventListener("click", () => {
+    pick(run);
+    find("#plot").scrollIntoView({ block: "center" });
+  });
   name.append(button);
   for (const cell of [...row.cells].slice(1, -2)) {
     // the seeds of the row lead to the same records with the keyboard
@@ -107,7 +110,7 @@ for (const row of rows.filter((row) => runsOf(row).length)) {
 }
 
 find("#filter").addEventListener("input", (event) => {
-  const words = event.target.value.toLowerCase().split(/\s+/).filter((word) => word && word !== "%");
+  const words = event.target.value.toLowerCase().split(/[\s,%]+/).filter(Boolean);
   for (const row of rows) {
     const text = `${row.cells[0].textContent} ${row.cells[1].textContent} ${row.dataset.runs}`.toLowerCase();
     row.hidden = !words.every((word) => text.includes(word));
@@ -289,11 +292,12 @@ function passage(view) {
   const differences = view.read.map(([, loss], place) => (same ? loss - base[place][1] : 0));
   const mean = (read) => read.reduce((sum, [, loss]) => sum + loss, 0) / read.length;
   const change = mean(view.read) - (same ? mean(base) : 0);
+  const whole = view.loss - (data.reference?.loss ?? 0);
   const worse = differences.filter((each) => each >= 1).length;
   const better = differences.filter((each) => each <= -1).length;
   const summary = !same ? "It splits the text otherwise than the dense model: no difference is shown."
     : view === data.reference ? "The dense model itself: no difference."
-    : `${nats(Math.abs(change))} ${change < 0 ? "less" : "more"} than the dense model; ${worse} of ${view.read.length} tokens at least 1 nat worse, ${better} better.`;
+    : `${nats(Math.abs(change))} ${change < 0 ? "less" : "more"} than the dense model; ${worse} of ${view.read.length} tokens at least 1 nat worse, ${better} better. Over the whole text ${nats(Math.abs(whole))} ${whole < 0 ? "less" : "more"}.`;
   const tokens = view.read.map(([text, loss], place) => {
     const token = make("span", { title: `${nats(loss)} nats, ${differences[place] < 0 ? "" : "+"}${nats(differences[place])}` }, text);
     token.style.background = shade(differences[place]) || "none";
@@ -365,7 +369,14 @@ if (known.length && data.reference) {
   slider.max = levels.length - 1;
   const first = Object.keys(data.views[taught]).map(Number).filter((level) => level <= 90);
   slider.value = levels.indexOf(first.length ? Math.max(...first) : levels[1]);
-  find("#levels").append(...levels.map((level) => make("span", {}, level ? `${level} %` : "dense")));
+  find("#levels").append(...levels.map((level, place) => {
+    const tick = make("span", {}, level ? `${level} %` : "dense");
+    tick.addEventListener("click", () => {
+      slider.value = place;
+      compare();
+    });
+    return tick;
+  }));
   slider.addEventListener("input", compare);
   const lines = [
     !known.some((view) => Object.keys(view.numbers).some((name) => name.startsWith("KL"))) &&
