@@ -77,7 +77,7 @@ def _levels(axes, means, dense):
             label = f"best dense model: {label.split(':')[0]}" if below else label
             axes.axhline(level, color=colour, linestyle=dashes, lw=1.4, label=label)
             height, side = (level * 0.985, "top") if below else (level * 1.015, "bottom")
-            axes.text(0.01, height, label, color=colour, fontsize=9.5, va=side)
+            axes.text(0.01, height, label, fontsize=9.5, va=side)
 
 
 COSTS = {  # column of `frames.costs` -> (unit, label of the axis, title, what the front beats)
