@@ -56,7 +56,7 @@ VALUE_LABELS = {
 }  # fmt: skip
 
 # parameter, or parameter and its new value -> what an ablation changes, of `PHRASES` and old value
-_WHOLE = {
+_WHOLE: dict[object, str] = {
     "criterion": "weights ranked by {} instead of {}", "rounds": "{}", "regrow_decay": "{}",
     ("kd_loss", "hidden_mse"): "teacher's hidden states instead of its probabilities",
     ("scope", "uniform"): "one ranking for each matrix instead of one for all",
