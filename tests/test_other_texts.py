@@ -137,7 +137,7 @@ def test_a_text_that_was_not_to_be_had_says_what_it_needs():
     assert math.isnan(dense.perplexity[1])
 
 
-def test_a_claim_holds_if_its_gap_is_larger_than_its_interval():
+def test_a_gap_stands_beside_its_interval():
     found = [
         record(seed, cut("uniform", "sparsegpt", 30.0 + seed), cut("per-row", "wanda", 40.0 + seed))
         for seed in range(3)
@@ -150,14 +150,15 @@ def test_a_claim_holds_if_its_gap_is_larger_than_its_interval():
         ("sparsegpt", "wanda"), ("wanda", "sparsegpt"), ("wanda", "magnitude, uniform"),
         ("wanda", "magnitude, global"), ("magnitude, uniform", "magnitude, global"), ("sparsegpt", "fisher"),
     ]  # fmt: skip
-    table = cuts.verdicts(cuts.cuts(found), claims, (0.5,)).set_index("claim")
-    assert table.holds.to_dict() == {
-        "sparsegpt before wanda": "yes", "wanda before sparsegpt": "the reverse",
-        "wanda before magnitude, uniform": "yes", "wanda before magnitude, global": "open",
-        "magnitude, uniform before magnitude, global": "open",  # one value each: no interval
-    }  # fmt: skip
-    gaps = [math.log((40 + seed) / (30 + seed)) for seed in range(3)]
-    assert table.gap["sparsegpt before wanda"] == pytest.approx(sum(gaps) / 3)
+    table = cuts.gaps(cuts.cuts(found), claims, (0.5, "2:4"))
+    found = table["real", "validation"].to_dict()
+    # ln(40 / 30), ln(41 / 31), ln(42 / 32): mean 0.2797, deviation 0.0079; ln(90 / 40 to 42): 0.7864, 0.0244
+    assert found.pop(("SparseGPT before Wanda", "50 %")) == "+0.280 ± 0.020"
+    assert found.pop(("Wanda before SparseGPT", "50 %")) == "-0.280 ± 0.020"
+    assert found.pop(("Wanda before magnitude (uniform)", "50 %")) == "+0.786 ± 0.061"
+    assert found.pop(("Wanda before magnitude (global)", "50 %")) == "(-0.012 ± 0.061)"
+    # one value each: no interval
+    assert found == {("magnitude (uniform) before magnitude (global)", "50 %"): "-0.799, one seed"}
 
 
 def test_one_run_of_the_notebook_writes_what_the_tables_read(copies, tmp_path):

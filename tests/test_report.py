@@ -241,6 +241,18 @@ def test_before_and_after_tells_both_ends_of_each_line():
     assert "SparseGPT: 30.00 at the cut to 23.00 at the end" in figure_files.description(figure)
 
 
+def test_trainings_whose_sparsity_coincides_are_told_apart():
+    figure_files.style()
+    rows = [{"step": step, "nll": 3.0, "sparsity": 0.9} for step in (1, 2)]
+    dense = [row | {"sparsity": 0.0} for row in rows]
+    histories = {"a": (dense, "#000000", "D"), "b": (rows, "#0072B2"), "c": (rows, "#E69F00", "s")}
+    above, below = model_plots.training_history(histories, "90 %, seed 0").axes
+    assert above.get_title(loc="left") == "90 %, seed 0" and below.get_ylim()[0] < 0
+    assert [line.get_marker() for line in below.lines] == ["D", "o", "s"]
+    first, second = (line.get_linewidth() for line in below.lines[1:])
+    assert first > second
+
+
 def test_changes_colours_what_seeds_can_tell_apart():
     figure_files.style()
     rows = pd.DataFrame([
@@ -294,19 +306,39 @@ def test_half_width_is_student_s():
 
 
 @pytest.mark.parametrize(
+    ("values", "text"),
+    [  # of three seeds one apart, half of the interval is 4.3027 / sqrt(3) = 2.484
+        ((3.0, 4.0, 5.0), "+4.000 ± 2.484"), ((-3.0, -4.0, -5.0, math.nan), "-4.000 ± 2.484"),
+        ((1.0, 2.0, 3.0), "(+2.000 ± 2.484)"), ((0.5, math.nan), "+0.500, one seed"), ((math.nan,), ""),
+    ],
+)  # fmt: skip
+def test_a_mean_whose_interval_holds_zero_stands_in_brackets(values, text):
+    assert statistics.with_interval(pd.Series(values)) == text
+
+
+@pytest.mark.parametrize(
     ("base", "axes", "label", "place"),
     [
         ("gradual", {}, "gradual", 1),
         ("gradual", {"criterion": "relative"}, "gradual, relative", 1),
         ("gradual-distilled", {"lr": 0.004}, "gradual + teacher, learning rate 0.004", 2),
-        ("gradual-distilled", {"sparsity_start": 0.7}, "gradual + teacher, first cut 0.7", 2),
+        ("gradual-distilled", {"sparsity_start": 0.7}, "gradual + teacher, first cut of 70 %", 2),
         ("gradual-distilled", {"kd_loss": "hidden_mse"}, "gradual + teacher, hidden states", 2),
         (
             "gradual-distilled",
-            {"lr": 2, "teacher": "control-steps9"},
-            "gradual + teacher, taught by control-steps9, learning rate 2",
+            {"lr": 2, "teacher": "control-steps1200"},
+            "gradual + teacher (the control of 1,200 steps), learning rate 2",
             2,
         ),
+        (
+            "gradual-distilled",
+            {"teacher": "zero-shot"},
+            "gradual + teacher (the pretrained model)",
+            2,
+        ),
+        ("gradual", {"teacher": "owner/GPT-x.1"}, "gradual, teacher: GPT-x.1", 1),
+        ("gradual", {"rounds": 4}, "gradual, 4 rounds of learning-rate rewinding", 1),
+        ("gradual", {"steps": 2400, "warmup": 0.1}, "gradual, 2,400 steps, warmup 0.1", 1),
         ("retrained", {}, "one-shot, retrained", 0),
         ("retrained", {"criterion": "wanda", "scope": "2:4"}, "Wanda, retrained, 2:4", 0),
         (
@@ -322,6 +354,38 @@ def test_a_variant_is_called_by_its_recipe_and_what_is_changed(base, axes, label
     assert methods.method_label(base, axes) == label
     order = ["retrained", "gradual", "gradual-distilled", "nothing-known"]
     assert sorted([*order, base], key=methods.order).index(base) in (place, place + 1)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "new", "old", "phrase"),
+    [
+        ("criterion", "magnitude", "fisher", "weights ranked by magnitude instead of Fisher"),
+        ("rounds", 4, 0, "4 rounds of learning-rate rewinding"),
+        ("regrow_decay", 0.02, 0.0, "removed weights may return (decay 0.02)"),
+        (
+            "kd_loss",
+            "hidden_mse",
+            "forward_kl",
+            "teacher's hidden states instead of its probabilities",
+        ),
+        ("kd_loss", "reverse_kl", "forward_kl", "reverse KL instead of forward KL"),
+        ("scope", "uniform", "global", "one ranking for each matrix instead of one for all"),
+        ("teacher", "dense", "control", "teacher: the fine-tuned model instead of the control"),
+        ("prune_until", 0.25, 0.5, "last cut after 25 % of the steps instead of 50 %"),
+        ("warmup", 0.1, 0.05, "warmup 0.1 instead of 0.05"),
+    ],
+)
+def test_an_ablation_is_called_by_a_whole_phrase(parameter, new, old, phrase):
+    assert methods.change(parameter, new, old) == phrase
+
+
+def test_what_is_drawn_side_by_side_has_a_mark_and_a_colour_of_its_own():
+    drawn = [
+        *methods.CRITERIA.values(),
+        *(methods.METHODS[name] for name in ("gradual", "gradual-distilled")),
+    ]
+    _, colours, marks = zip(*drawn, strict=True)
+    assert len(set(colours)) == len(set(marks)) == len(drawn)
 
 
 def luminance(colour):

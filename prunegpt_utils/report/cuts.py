@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import product
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -9,9 +10,10 @@ from matplotlib.figure import Figure
 
 from prunegpt_utils.report.figure_files import log_axes
 from prunegpt_utils.report.methods import CRITERIA
-from prunegpt_utils.report.statistics import half_width
+from prunegpt_utils.report.statistics import half_width, with_interval
 
 OWN = "validation"  # how the text of a run itself is called here; others go by their names
+TEXTS = {"Salesforce/wikitext:wikitext-2-raw-v1": "WikiText-2 (test)"}  # what readers call them
 _COLUMNS = ("model", "criterion", "scope", "sparsity", "seed", "text", "perplexity", "nats")
 
 
@@ -78,43 +80,45 @@ def ratio_table(rows: pd.DataFrame, levels: Sequence[float | str]) -> pd.DataFra
         name = level if isinstance(level, str) else f"{100 * level:.0f} %"
         for (model, text), group in found.groupby(["model", "text"], sort=False):
             by = group.groupby(["criterion", "scope"]).ratio.agg(["mean", half_width])
-            parts[name, model, text] = by.apply(_with_interval, axis=1)
+            parts[name, model, TEXTS.get(text, text)] = by.apply(_ratio, axis=1)
     table = pd.DataFrame(parts).fillna("")
     places = {criterion: place for place, criterion in enumerate(CRITERIA)}
     return table.sort_index(key=lambda index: index.map(lambda k: places.get(k, k)), level=0)
 
 
-def _with_interval(row):
+def _ratio(row):
     low = f" ± {row.half_width:.2g}" if row.half_width == row.half_width else ""
     return f"{row['mean']:.3g}{low}"
 
 
-def verdicts(
-    rows: pd.DataFrame, claims: Sequence[tuple[str, str]], levels: Sequence[float | str]
+def gaps(
+    rows: pd.DataFrame, pairs: Sequence[tuple[str, str]], levels: Sequence[float | str]
 ) -> pd.DataFrame:
-    """Whether each claim holds, for each model, text and level.
+    """By how much one criterion loses less than another, for each level, model and text.
 
     Args:
         rows: of `cuts`.  levels: see `at_level`.
-        claims: (better, worse), each `criterion` or `criterion, scope`; a pattern has no scope.
+        pairs: (better, worse), each `criterion` or `criterion, scope`; a pattern has no scope.
 
     Returns:
-        DataFrame with claim, level, model, text, gap (nats, mean over seeds), half_width (of its
-        95 % interval over calibration seeds) and holds: yes, open, or the reverse.
+        DataFrame of texts: `statistics.with_interval` of the nats a token by which the second is
+        above the first, over calibration seeds; a row a pair and level, a column a model and text.
     """
-    found = []
-    for level in levels:
+    found = {}
+    for pair, level in product(pairs, levels):
+        name = level if isinstance(level, str) else f"{100 * level:.0f} %"
+        row = found[" before ".join(map(_called, pair)), name] = {}
         for (model, text), group in at_level(rows, level).groupby(["model", "text"], sort=False):
-            for better, worse in claims:
-                gaps = _gaps(group, better, worse)
-                if gaps.any():  # a pattern ranks alike in every scope
-                    gap, half = gaps.mean(), half_width(gaps)
-                    known = half if half == half else math.inf  # one seed says nothing of others
-                    holds = "yes" if gap > known else "the reverse" if -gap > known else "open"
-                    claim = f"{better} before {worse}"
-                    found.append((claim, level, model, text, gap, half, holds))
-    columns = ["claim", "level", "model", "text", "gap", "half_width", "holds"]
-    return pd.DataFrame(found, columns=columns)
+            row[model, TEXTS.get(text, text)] = with_interval(_gaps(group, *pair))
+    places = pd.MultiIndex.from_tuples(found, names=["pair", "level"])
+    table = pd.DataFrame(found.values(), index=places).fillna("")
+    columns = pd.MultiIndex.from_tuples(table.columns, names=["model", "text"])
+    return table.set_axis(columns, axis=1)[table.ne("").any(axis=1)]
+
+
+def _called(arm):
+    criterion, _, scope = arm.partition(", ")
+    return CRITERIA.get(criterion, (criterion,))[0] + (f" ({scope})" if scope else "")
 
 
 def _gaps(rows, better, worse):
@@ -132,7 +136,8 @@ def _gaps(rows, better, worse):
     if len(first) == 1 or len(second) == 1:
         longer = first if len(first) > 1 else second
         first, second = (a.reindex(longer.index, method="nearest") for a in (first, second))
-    return (second - first).dropna()
+    apart = (second - first).dropna()
+    return apart if apart.any() else apart[:0]  # a pattern ranks alike in every scope
 
 
 def ratio_curves(rows: pd.DataFrame, text: str, title: str) -> Figure:
@@ -151,8 +156,8 @@ def ratio_curves(rows: pd.DataFrame, text: str, title: str) -> Figure:
             for scope, group in mine[mine.criterion == criterion].groupby("scope"):
                 curve = group.groupby("sparsity").nats.mean().map(math.exp)
                 axes.plot(
-                    curve, marker=marker, color=colour, linestyle=dashes, markersize=5.5,
-                    fillstyle="full" if scope != "uniform" else "none",
+                    curve, marker=marker, color=colour, linestyle=dashes, markersize=6.5,
+                    markerfacecolor=colour if scope == "global" else "white",
                     label=f"{label}, {scope}, {model}",
                 )  # fmt: skip
     log_axes(

@@ -91,7 +91,7 @@ def points(figure: Figure) -> pd.DataFrame:
     rows = []
     for axes in figure.axes:
         rows += [(_title(axes), *point) for line in axes.lines for point in _of_line(axes, line)]
-        for mesh in axes.findobj(QuadMesh):
+        for mesh in axes.findobj(QuadMesh) if axes.get_label() != "<colorbar>" else ():
             rows += [(_title(axes), *cell) for cell in _of_heat_map(axes, mesh)]
     return pd.DataFrame(rows, columns=["panel", "series", "x", "y"]).dropna(subset="y")
 
@@ -99,7 +99,7 @@ def points(figure: Figure) -> pd.DataFrame:
 def _of_line(axes, line):
     if str(line.get_label()).startswith("_"):
         return []
-    level = line.get_transform() != axes.transData
+    level = line.get_transform() == axes.get_yaxis_transform(which="grid")  # of `axhline`
     pairs = [("", line.get_ydata()[0])] if level else line.get_xydata().tolist()
     return [(line.get_label(), x, y) for x, y in pairs]
 

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.transforms import Affine2D
 
 from prunegpt_utils.report import figure_files
 from prunegpt_utils.report.figure_files import percent_axis
@@ -311,14 +312,16 @@ def curves(rows: pd.DataFrame) -> Figure:
         layout="constrained",
     )  # fmt: skip
     for axes, criterion in zip(panels[0], criteria, strict=True):
-        for task, (label, colour, marker) in ABILITIES.items():
+        for place, (task, (label, colour, marker)) in enumerate(ABILITIES.items()):
             mine = rows[(rows.criterion == criterion) & (rows.task == task)]
+            aside = Affine2D().translate(0.008 * (place - 2.5), 0)  # bars stand side by side
+            style = {"color": colour, "transform": aside + axes.transData}
             if len(mine):
                 mine = mine.groupby("sparsity")[["share", "low", "high"]].mean()
                 errors = np.array([mine.share - mine.low, mine.high - mine.share])
                 lines = "--" if task.endswith("_produced") else "-"
-                axes.plot(mine.share, color=colour, marker=marker, linestyle=lines, label=label)
-                axes.errorbar(mine.index, mine.share, yerr=errors, color=colour, fmt="none")
+                axes.plot(mine.share, marker=marker, linestyle=lines, label=label, **style)
+                axes.errorbar(mine.index, mine.share, yerr=errors, fmt="none", **style)
         axes.axhline(0, color="#999999", linewidth=0.8)
         axes.set(title=CRITERIA[criterion][0], xlabel="sparsity of the block matrices")
         percent_axis(axes.xaxis)

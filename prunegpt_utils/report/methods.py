@@ -1,17 +1,18 @@
 """What readers call recipes, criteria and parameters, and how figures draw them."""
 
+import re
 from collections.abc import Mapping
 
 GREY = "#777777"
 
-# criterion -> (label, colour, marker)
+# criterion -> (label, colour, marker), none of them that of `gradual` below, drawn beside them
 CRITERIA = {
     "random": ("at random", GREY, "v"),
-    "magnitude": ("magnitude", "#E69F00", "s"),
+    "magnitude": ("magnitude", "#882255", "<"),
     "first-order": ("first-order", "#CC79A7", "X"),
     "wanda": ("Wanda", "#009E73", "^"),
     "sparsegpt": ("SparseGPT", "#D55E00", "D"),
-    "fisher": ("Fisher", "#0072B2", "o"),
+    "fisher": ("Fisher", "#332288", "p"),
 }
 
 # recipe -> (label, colour, marker), in the order of the tables
@@ -37,19 +38,31 @@ METHODS = {
     "small-distilled": ("pretrained small + teacher", "#332288", "o"),
 }
 
-# parameter -> label, in the order in which the label of a run lists them; others go by their names
-PARAMETER_LABELS = {
-    "teacher": "teacher", "alpha": "weight of the teacher", "temperature": "temperature",
-    "kd_loss": "KD loss", "sparsity_start": "first cut", "prune_until": "last cut after",
-    "scope": "scope", "criterion": "criterion", "rounds": "rounds", "regrow_decay": "regrowth",
-    "steps": "steps", "lr": "learning rate",
+# parameter -> how labels say its value, in the order in which the label of a run lists them
+PHRASES = {
+    "teacher": "teacher: {}", "alpha": "weight of the teacher {}", "temperature": "temperature {}",
+    "kd_loss": "{}", "sparsity_start": "first cut of {}",
+    "prune_until": "last cut after {} of the steps", "scope": "{}", "criterion": "{}",
+    "rounds": "{} rounds of learning-rate rewinding",
+    "regrow_decay": "removed weights may return (decay {})", "steps": "{} steps",
+    "lr": "learning rate {}",
 }  # fmt: skip
 
 VALUE_LABELS = {
     "forward_kl": "forward KL", "reverse_kl": "reverse KL", "hidden_mse": "hidden states",
+    "uniform": "one ranking for each matrix",
     "scratch-mask": "the pruned model's zeros from scratch",
     "scratch-random": "random zeros from scratch",
 }  # fmt: skip
+
+# parameter, or parameter and its new value -> what an ablation changes, of `PHRASES` and old value
+_WHOLE: dict[object, str] = {
+    "criterion": "weights ranked by {} instead of {}", "rounds": "{}", "regrow_decay": "{}",
+    ("kd_loss", "hidden_mse"): "teacher's hidden states instead of its probabilities",
+    ("scope", "uniform"): "one ranking for each matrix instead of one for all",
+}  # fmt: skip
+
+_TEACHERS = {"dense": "the fine-tuned model", "zero-shot": "the pretrained model"}
 
 
 def method_label(base_recipe: str, axes: Mapping) -> str:
@@ -69,16 +82,36 @@ def style_of(base_recipe: str, axes: Mapping) -> tuple[str, str, str]:
     if base_recipe == "retrained" and changes.get("criterion") in CRITERIA:
         criterion, colour, marker = CRITERIA[changes.pop("criterion")]
         label = f"{criterion}, retrained"
-    names = sorted(changes, key=lambda name: (_place(PARAMETER_LABELS, name), name))
-    return ", ".join([label, *(_change(name, changes[name]) for name in names)]), colour, marker
+    if "teacher" in changes and label.endswith("+ teacher"):
+        label += f" ({_value('teacher', changes.pop('teacher'))})"
+    names = sorted(changes, key=lambda name: (_place(PHRASES, name), name))
+    return ", ".join([label, *(_phrase(name, changes[name]) for name in names)]), colour, marker
 
 
-def _change(name, value):
-    """A text says what it is; a number and the teacher do not."""
+def change(parameter: str, new: object, old: object) -> str:
+    """What an ablation changes, in a whole phrase: `learning rate 0.004 instead of 0.002`.
+
+    Args:
+        parameter: its name.  new, old: its values with and without the change.
+    """
+    whole = _WHOLE.get((parameter, new)) or _WHOLE.get(parameter, "{} instead of {}")
+    return whole.format(_phrase(parameter, new), _value(parameter, old))
+
+
+def _phrase(name, value):
+    """A text of a parameter that has no phrase says what it is; a number does not."""
+    plain = "{}" if isinstance(value, str) else name.replace("_", " ") + " {}"
+    return PHRASES.get(name, plain).format(_value(name, value))
+
+
+def _value(name, value):
     if not isinstance(value, str):
-        return f"{PARAMETER_LABELS.get(name, name).replace('_', ' ')} {value}"
-    text = VALUE_LABELS.get(value, value.rpartition("/")[2])
-    return f"taught by {text}" if name == "teacher" else text
+        percent = name in ("sparsity_start", "prune_until")
+        return f"{100 * value:g} %" if percent else f"{value:,.6g}"
+    if name == "teacher" and (known := re.fullmatch(r"([a-z-]+?)(?:-steps(\d+))?", value)):
+        steps = f" of {int(known[2]):,} steps" if known[2] else ""
+        return _TEACHERS.get(known[1], f"the {known[1]}") + steps
+    return CRITERIA.get(value, [VALUE_LABELS.get(value, value.rpartition("/")[2])])[0]
 
 
 def order(base_recipe: str, axes: Mapping | None = None) -> tuple[int, int]:

@@ -9,26 +9,32 @@ from matplotlib.figure import Figure
 from prunegpt_utils.report.figure_files import left_out, log_axes, percent_axis
 
 
-def training_history(histories: dict) -> Figure | None:
-    """Validation perplexity and sparsity on the way: {label: (rows of history, colour)}."""
-    histories = {label: (rows, colour) for label, (rows, colour) in histories.items() if rows}
+def training_history(histories: dict, title: str = "") -> Figure | None:
+    """Validation perplexity and sparsity on the way.
+
+    Args:
+        histories: {label: (rows of history, colour)}, with a marker behind if it is not a circle.
+    """
+    histories = {label: of for label, of in histories.items() if of[0]}
     if not histories:
         return left_out("the training", "there was none")
-    pruned = any(row["sparsity"] for rows, _ in histories.values() for row in rows)
+    pruned = any(row["sparsity"] for rows, *_ in histories.values() for row in rows)
     figure, panels = plt.subplots(
         1 + pruned, 1, sharex=True, squeeze=False, figsize=(7.4, 3.4 + 1.5 * pruned),
         height_ratios=[3, 1][: 1 + pruned],
     )  # fmt: skip
     above, *below = panels[:, 0]
-    for label, (rows, colour) in histories.items():
-        table, style = pd.DataFrame(rows), {"marker": "o", "color": colour, "markersize": 4}
-        above.plot(table.step, np.exp(table.nll), label=label, **style)
-        for axes in below:
-            axes.plot(table.step, table.sparsity, **style)
-    log_axes(above, ylabel="validation perplexity")
+    for place, (label, (rows, colour, *marker)) in enumerate(histories.items(), 1):
+        table, style = pd.DataFrame(rows), {"marker": "".join(marker) or "o", "color": colour}
+        above.plot(table.step, np.exp(table.nll), label=label, markersize=4.5, **style)
+        for axes in below:  # what coincides is told apart: the first is the widest
+            over = (len(histories) - place) * table.sparsity.any()
+            wide = {"markersize": 4.5 + 3 * over, "linewidth": 1.5 + 2 * over}
+            axes.plot(table.step, table.sparsity, **wide, **style)
+    log_axes(above, ylabel="validation perplexity", title=title)
     above.legend(fontsize=9.5)
     for axes in below:
-        axes.set(ylabel="sparsity", ylim=(0, 1.05))
+        axes.set(ylabel="sparsity", ylim=(-0.12, 1.12), yticks=(0, 0.5, 1))
         percent_axis(axes.yaxis)
     panels[-1, 0].set_xlabel("optimizer steps")
     figure.align_ylabels()
@@ -40,15 +46,16 @@ def layer_profile(percents: dict[str, float], title: str, top: float | None = 10
 
     Args:
         percents: {name of a matrix: number}.
-        top: what is drawn darkest; None: the largest number.
+        top: what is drawn darkest, 100 for shares of zeros; None: the largest number.
     """
     shares = pd.Series(percents)
     # h.0.mlp.c_fc.weight: 0, mlp.c_fc
     names = shares.index.str.extract(r"(?:^|\.)(\d+)\.(.+?)(?:\.weight)?$")
     cells = shares.set_axis([names[0].astype(int), names[1]]).unstack()[names[1].unique()]
-    figure, axes = plt.subplots(figsize=(1.6 * cells.shape[1] + 1.2, 0.45 * len(cells) + 1.4))
+    figure, axes = plt.subplots(figsize=(1.6 * cells.shape[1] + 2.2, 0.45 * len(cells) + 1.4))
     sns.heatmap(
-        cells.values, ax=axes, annot=True, fmt=".1f", cmap="Blues", vmin=0, vmax=top, cbar=False,
+        cells.values, ax=axes, annot=True, fmt=".1f", cmap="Blues", vmin=0, vmax=top,
+        cbar_kws={"label": "zeros, %" if top else "%", "pad": 0.02},
         xticklabels=cells.columns, yticklabels="block " + cells.index.astype(str), linewidths=1.5,
     )  # fmt: skip
     axes.set_title(title)
@@ -83,8 +90,9 @@ def speed_by_share(table: pd.DataFrame) -> Figure:
         log = np.log(y)
         if log[0] < 0 < log[-1]:  # share and log speed, interpolated where the line is crossed
             even = np.interp(0, log, x)
+            place, side = ((8, -16), "left") if even < 0.6 else ((-6, 6), "right")  # in the axes
             axes.annotate(
-                f"breaks even at {100 * even:.0f} %", (even, 1), (8, -16), color=colour,
+                f"breaks even at {100 * even:.0f} %", (even, 1), place, color=colour, ha=side,
                 textcoords="offset points", fontsize=9.5,
             )  # fmt: skip
     axes.axhline(1, color="#000000", linewidth=1.2, linestyle=(0, (6, 3)))

@@ -14,7 +14,6 @@ from prunegpt_utils.report.statistics import half_width
 
 CONTROL_DASHES = (0, (6, 3))
 PERPLEXITY, SPARSITY = "validation perplexity", "sparsity of the block matrices"
-CUT_ONCE = "Cut once, nothing retrained"
 
 
 def perplexity_by_sparsity(table: pd.DataFrame, title: str) -> Figure | None:
@@ -39,18 +38,12 @@ def perplexity_by_sparsity(table: pd.DataFrame, title: str) -> Figure | None:
     # a model that a cut destroyed is not to squeeze all others into a corner
     top = max(levels[levels < 10 * floor])
     log_axes(
-        axes, percent=True, xlim=(0, 1.0), ylim=(floor * 0.88, max(top * 1.5, floor * 4)),
+        axes, percent=True, xlim=(-0.02, 1), ylim=(floor * 0.88, max(top * 1.5, floor * 4)),
         title=title, xlabel=SPARSITY, ylabel="test perplexity (lower is better)",
     )  # fmt: skip
     legend(axes, loc="upper left", bbox_to_anchor=(0.0, 0.97), fontsize=9.5)
     _levels(axes, means, table.dense.dropna())  # after the legend, which is not to repeat them
     return figure
-
-
-def _curve(curves, scope, criterion):
-    """Mean perplexity by sparsity, a Series."""
-    rows = curves[(curves.scope == scope) & (curves.criterion == criterion)]
-    return rows.groupby("sparsity").perplexity.mean()
 
 
 def _finite(values):
@@ -62,6 +55,7 @@ def _line(axes, curve, style, markersize=6, **options):
     """Draw a Series against its index, with gaps where a perplexity overflowed."""
     label, colour, marker = style
     curve = curve.where(np.isfinite(curve.astype(float)))
+    options |= {} if curve.count() > 1 else {"linestyle": ""}  # no legend of a line not drawn
     axes.plot(curve, marker=marker, color=colour, label=label, markersize=markersize, **options)
 
 
@@ -83,7 +77,7 @@ def _levels(axes, means, dense):
             label = f"best dense model: {label.split(':')[0]}" if below else label
             axes.axhline(level, color=colour, linestyle=dashes, lw=1.4, label=label)
             height, side = (level * 0.985, "top") if below else (level * 1.015, "bottom")
-            axes.text(0.01, height, label, color=colour, fontsize=9.5, va=side)
+            axes.text(0.01, height, label, fontsize=9.5, va=side)
 
 
 COSTS = {  # column of `frames.costs` -> (unit, label of the axis, title, what the front beats)
@@ -98,7 +92,7 @@ COSTS = {  # column of `frames.costs` -> (unit, label of the axis, title, what t
         1e6, "megabytes: 16-bit values that are not zero, and a bit a weight to find them",
         "At equal bytes", "smaller"),
     "flops": (
-        1e12, "training operations of student and teacher, 10^12", "At equal compute", "cheaper"),
+        1e12, "training of student and teacher, 10¹² operations", "At equal compute", "cheaper"),
 }  # fmt: skip
 
 
@@ -121,19 +115,22 @@ def perplexity_by_cost(costs: pd.DataFrame, cost: str, split: str = "validation"
         curve = rows.set_index("x").perplexity.sort_index()
         dashes = _dashes(rows.sparsity.iloc[0]) if cost == "flops" else "-"
         _line(axes, curve, _style(rows), linestyle=dashes)
-    best = costs[pareto_front(costs, cost)].sort_values("x")
+    front = pareto_front(costs, cost)
+    best = costs[front].sort_values("x")
     axes.plot(
         best.x, best.perplexity, "o", color=INK, fillstyle="none", markersize=13,
         label=f"Pareto front: nothing is both {better} and better",
     )  # fmt: skip
-    for row in best.itertuples():
+    # no line says which point is which where it is of one sparsity
+    for row in costs[front | ((cost == "flops") & (costs.sparsity > 0))].itertuples():
+        place, side = ((-10, -17), "center") if front[row.Index] else ((8, -3), "left")
         axes.annotate(
             f"{100 * row.sparsity:.0f} %" if row.sparsity else "dense", (row.x, row.perplexity),
-            (-10, -17), textcoords="offset points", fontsize=9, ha="center",
+            place, textcoords="offset points", fontsize=9, ha=side,
         )  # fmt: skip
-    low = 0.85 * costs.perplexity.min()  # room for the last label
-    ylabel = f"{split} perplexity"
-    log_axes(axes, xlabel=xlabel, ylabel=ylabel, title=title, xlim=(0, None), ylim=(low, None))
+    low, last = 0.85 * costs.perplexity.min(), costs.x.max()  # room for the labels
+    log_axes(axes, xlabel=xlabel, ylabel=f"{split} perplexity", title=title, ylim=(low, None))
+    axes.set_xlim(-0.03 * last, 1.1 * last)
     named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # each once
     beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(named) > 5 else {}
     axes.legend(named.values(), named.keys(), fontsize=9, **beside)
@@ -205,41 +202,28 @@ def perplexity_by_rate(rows: pd.DataFrame, chosen: pd.DataFrame) -> Figure | Non
 
 
 def one_shot_curves(curves: pd.DataFrame) -> Figure | None:
-    """Perplexity (log) against sparsity when nothing is retrained, a line a score and scope."""
-    if _finite(curves.perplexity).empty:
-        return left_out("the one-shot curves", "these records hold none")
-    figure, axes = plt.subplots(figsize=(7.4, 4.2))
-    styles = {
-        ("global", "random"): ("at random", "#CC79A7", "v", "-"),
-        ("global", "magnitude"): ("magnitude, of all matrices together", "#E69F00", "o", "-"),
-        ("uniform", "magnitude"): ("magnitude, in each matrix", "#E69F00", "s", "--"),
-        ("uniform", "fisher"): ("Fisher, in each matrix", "#0072B2", "s", "--"),
-        ("global", "fisher"): ("Fisher, of all matrices together", "#0072B2", "o", "-"),
-    }
-    for (scope, criterion), (*style, dashes) in styles.items():
-        _line(axes, _curve(curves, scope, criterion), style, markersize=5, linestyle=dashes)
-    log_axes(axes, percent=True, xlabel=SPARSITY, ylabel=PERPLEXITY, title=CUT_ONCE)
-    legend(axes, fontsize=9.5)
-    return figure
-
-
-def criteria_curves(table: pd.DataFrame) -> Figure | None:
     """Perplexity (log) against sparsity after one cut, a line a criterion and scope.
 
     Args:
-        table: DataFrame with criterion, scope, sparsity, perplexity.
+        curves: DataFrame with criterion, scope, sparsity, perplexity.
     """
-    if _finite(table.perplexity).empty:
-        return left_out("the criteria", "no cut left a perplexity that is a number")
+    if _finite(curves.perplexity).empty:
+        return left_out("the one-shot curves", "no cut left a perplexity that is a number")
     figure, axes = plt.subplots(figsize=(7.6, 4.8))
-    for criterion in dict.fromkeys([*CRITERIA, *table.criterion]):
+    for criterion in dict.fromkeys([*CRITERIA, *curves.criterion]):
         label, *look = CRITERIA.get(criterion, (criterion, "#000000", "P"))
-        for scope in table[table.criterion == criterion].scope.unique():
-            curve, dashes = _curve(table, scope, criterion), "-" if scope == "global" else "--"
-            _line(axes, curve, (f"{label}, {scope}", *look), markersize=5.5, linestyle=dashes)
-    log_axes(axes, percent=True, xlabel=SPARSITY, ylabel=PERPLEXITY, title=CUT_ONCE)
+        for scope, rows in curves[curves.criterion == criterion].groupby("scope"):
+            style = (f"{label}, {_RANKED.get(scope, scope)}", *look)
+            each = {} if scope == "global" else {"linestyle": "--", "markerfacecolor": "white"}
+            _line(axes, rows.groupby("sparsity").perplexity.mean(), style, **each)
+    title = "Cut once, nothing retrained"
+    log_axes(axes, percent=True, xlabel=SPARSITY, ylabel=PERPLEXITY, title=title)
     legend(axes, fontsize=9.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+criteria_curves = one_shot_curves
+_RANKED = {"global": "over all matrices", "uniform": "in each matrix", "per-row": "in each row"}
 
 
 def before_and_after(rows: pd.DataFrame, control: float, title: str) -> Figure | None:
@@ -318,7 +302,8 @@ def changes(rows: pd.DataFrame, title: str) -> Figure | None:
         axes.plot(values.mean(), place, "D", color=colour, markersize=6.5)
     axes.axvline(0, color="#000000", linewidth=1.2)
     axes.set_yticks(range(len(names)), reversed(names))
-    axes.set(xlabel="change of validation perplexity, % (left is better)", title=title)
+    xlabel = "change of validation perplexity, % (left is better)"
+    axes.set(xlabel=xlabel, title=title, ylim=(-0.6, len(names) - 0.4))
     axes.grid(visible=False, axis="y")
     drawn = rows.assign(panel=title, series=rows.change, x="seed " + rows.seed.astype(str))
     figure.drawn = drawn.rename(columns={"percent": "y"})[["panel", "series", "x", "y"]]
