@@ -17,7 +17,7 @@ MAX_BYTES = 4 << 30  # of the hidden states that are cached on disk
 def cached_hidden_states(
     teacher: PreTrainedModel, windows: torch.Tensor, folder: Path, precision: str, batch: int = 32
 ) -> torch.Tensor | None:
-    """The teacher's last hidden states of every training window, cached on disk.
+    """The teacher's last hidden states of windows of the training text, cached on disk.
 
     Not its probabilities, which are vocabulary numbers a token, but the last hidden states from
     which its head makes them: width numbers a token, and exact. What is left of the teacher in a

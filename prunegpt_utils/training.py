@@ -8,7 +8,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -52,8 +52,9 @@ def train(
         validation: int64 tensor of shape (tokens,), scored disjointly on the way; the weights with
             the lowest value are kept, of those that already have the final sparsity.
         folder: where checkpoints go, in a folder named by a hash of the arguments.
-        cache: folder in which to cache the teacher's hidden states of the windows, for this run and
-            all others that it teaches; None has it read every batch anew. The outcome is the same.
+        cache: folder in which to cache the teacher's hidden states of the windows that are read,
+            for this run and all that read the same ones and have the same teacher; None has it read
+            every batch anew. The outcome is the same.
         save_every: seconds between checkpoints.  label: what the progress bar says.
         compiled: let torch.compile make the blocks faster, which takes it a minute or more.
 
@@ -78,17 +79,30 @@ def train(
                 model.base_model.compile(dynamic=False)
             cached = _teacher_states(windows, config, teacher, cache, accelerator)
             trainer.loop(validation, cached, save_every, label)
-            trainer.finish(identity, cached)
+            trainer.finish(identity, cached is not None)
         accelerator.wait_for_everyone()
     return checkpoints.load_finished(model, folder)
 
 
 def _teacher_states(windows, config, teacher, cache, accelerator):
-    """The teacher's cached hidden states, if they are to be cached; one process computes them."""
+    """Function from windows' numbers to the teacher's cached hidden states, if they are cached.
+
+    Cached are those of the windows that are read; one process computes them.
+    """
     if cache is None or teacher is None or not config.alpha or config.kd_loss == "hidden_mse":
         return None
+    read = _windows_read(windows, config)
     with accelerator.main_process_first():
-        return cached_hidden_states(teacher, windows, cache, config.precision)
+        states = cached_hidden_states(teacher, windows[read], cache, config.precision)
+    place = torch.empty(len(windows), dtype=torch.int64)
+    place[read] = torch.arange(len(read))
+    return None if states is None else lambda rows: states[place[rows]]
+
+
+def _windows_read(windows, config):
+    """Rising numbers of the windows that a training reads: all of them in a pass or more."""
+    count = min(len(windows), config.steps * config.windows_per_step)
+    return torch.tensor(batch_indices(len(windows), count, 0, config.seed)).sort().values
 
 
 class Trainer:
@@ -110,9 +124,12 @@ class Trainer:
         self.state = checkpoints.TrainState(model, self.optimizer, self.pruner)
 
     def loop(
-        self, validation: torch.Tensor, cached: torch.Tensor | None, save_every: float, label: str
+        self, validation: torch.Tensor, cached: Callable | None, save_every: float, label: str
     ) -> None:
-        """Train from the step of `state` to the last; arguments as for `train`."""
+        """Train from the step of `state` to the last; arguments as for `train`.
+
+        `cached` gives the teacher's hidden states of windows by their numbers.
+        """
         state, steps, evaluations = self.state, self.config.steps, self.config.evaluations
         marks = {round(steps * (k + 1) / evaluations) for k in range(evaluations)}
         tokens = self.config.windows_per_step * self.block_size
@@ -139,7 +156,7 @@ class Trainer:
         count, loss = self.config.gradient_accumulation_steps, 0.0
         for rows, last in self._micro_batches():
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped_model):
-                hidden = None if cached is None else cached[rows]
+                hidden = None if cached is None else cached(rows)
                 part = self.wrapped_model(self.windows[rows], hidden) / count
                 part.backward()
             loss += part.detach()
@@ -169,12 +186,16 @@ class Trainer:
         self.pruner.after_optimizer()
         self.state.step += 1
 
-    def finish(self, identity: dict, cached: torch.Tensor | None) -> None:
-        """Write the outcome; a run of no steps prunes here. `cached` as for `loop`."""
+    def finish(self, identity: dict, cached: bool) -> None:
+        """Write the outcome; a run of no steps prunes here.
+
+        `cached` says whether the teacher read each window once.
+        """
         self.pruner.before_step(self.state.step)
         tokens = self.state.step * self.config.windows_per_step * self.block_size
         teacher = self.teacher if self.config.alpha else None
-        read_once = None if cached is None else self.windows[:, 1:].numel()
+        windows = len(_windows_read(self.windows, self.config))
+        read_once = windows * self.block_size if cached else None
         cost = training_flops(self.model, tokens, self.block_size, teacher, read_once)
         self._on_main_process(self.state.finish, self.folder, identity, tokens, cost)
 

@@ -152,6 +152,18 @@ def test_a_teacher_cached_on_disk_teaches_the_same(tmp_path, ids, monkeypatch, p
     assert watched.call_count == 1 and len(list((tmp_path / "cache").iterdir())) == 1
 
 
+def test_a_teacher_reads_what_its_student_reads_and_no_more(tmp_path, ids, monkeypatch):
+    short = replace(PLAN, steps=3, evaluations=1)
+    count = 3 * short.windows_per_step
+    monkeypatch.setattr(teacher_cache, "_compute", watched := Mock(wraps=teacher_cache._compute))
+    _, live = run(tmp_path / "live", ids, short)
+    _, kept = run(tmp_path / "kept", ids, short, cache=tmp_path / "cache")
+    assert kept["history"][0]["nll"] == pytest.approx(live["history"][0]["nll"], rel=1e-5)
+    read = watched.call_args.args[1]
+    assert len(read) == count < len(windows(ids, 16))
+    assert kept["flops"]["teacher"] == live["flops"]["teacher"]  # no token twice
+
+
 def test_hidden_states_too_large_to_cache_are_computed_live(tmp_path, ids, monkeypatch):
     monkeypatch.setattr(teacher_cache, "MAX_BYTES", 1000)
     live = run(tmp_path / "live", ids)[1]["history"]
