@@ -67,7 +67,7 @@ def study_page(study: str) -> str:
         f"[{book}](../../notebooks/{book}.ipynb); back to the [README](../../README.md).",
         _answer(found, table),
         *(f"![{path.stem}](../../figures/{study}/{path.name})" for path in figures),
-        tables.markdown(table, ".", ["training"]) if len(table) else _list(found),
+        tables.markdown(table, ".", ["training", "texts"]) if len(table) else _list(found),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
