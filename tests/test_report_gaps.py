@@ -129,7 +129,6 @@ NO_CURVE = frames.one_shot_curves([])
         ),
         lambda: plots.perplexity_by_cost(frames.costs([]), "bytes"),
         lambda: plots.perplexity_by_steps(frames.by_steps([]), "T"),
-        lambda: plots.one_shot_curves(NO_CURVE),
         lambda: plots.criteria_curves(NO_CURVE),
         lambda: plots.before_and_after(frames.with_one_shot(EMPTY, NO_CURVE), math.nan, "T"),
         lambda: plots.changes(pd.DataFrame({"change": [], "seed": [], "percent": []}), "T"),

@@ -9,11 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from prunegpt_utils.report.figure_files import log_axes
-from prunegpt_utils.report.methods import CRITERIA
+from prunegpt_utils.report.methods import CRITERIA, TEXT_LABELS
 from prunegpt_utils.report.statistics import half_width, with_interval
 
 OWN = "validation"  # how the text of a run itself is called here; others go by their names
-TEXTS = {"Salesforce/wikitext:wikitext-2-raw-v1": "WikiText-2 (test)"}  # what readers call them
 _COLUMNS = ("model", "criterion", "scope", "sparsity", "seed", "text", "perplexity", "nats")
 
 
@@ -80,7 +79,7 @@ def ratio_table(rows: pd.DataFrame, levels: Sequence[float | str]) -> pd.DataFra
         name = level if isinstance(level, str) else f"{100 * level:.0f} %"
         for (model, text), group in found.groupby(["model", "text"], sort=False):
             by = group.groupby(["criterion", "scope"]).ratio.agg(["mean", half_width])
-            parts[name, model, TEXTS.get(text, text)] = by.apply(_ratio, axis=1)
+            parts[name, model, TEXT_LABELS.get(text, text)] = by.apply(_ratio, axis=1)
     table = pd.DataFrame(parts).fillna("")
     places = {criterion: place for place, criterion in enumerate(CRITERIA)}
     return table.sort_index(key=lambda index: index.map(lambda k: places.get(k, k)), level=0)
@@ -109,7 +108,7 @@ def gaps(
         name = level if isinstance(level, str) else f"{100 * level:.0f} %"
         row = found[" before ".join(map(_called, pair)), name] = {}
         for (model, text), group in at_level(rows, level).groupby(["model", "text"], sort=False):
-            row[model, TEXTS.get(text, text)] = with_interval(_gaps(group, *pair))
+            row[model, TEXT_LABELS.get(text, text)] = with_interval(_gaps(group, *pair))
     places = pd.MultiIndex.from_tuples(found, names=["pair", "level"])
     table = pd.DataFrame(found.values(), index=places).fillna("")
     columns = pd.MultiIndex.from_tuples(table.columns, names=["model", "text"])

@@ -62,6 +62,8 @@ _WHOLE: dict[object, str] = {
     ("scope", "uniform"): "one ranking for each matrix instead of one for all",
 }  # fmt: skip
 
+TEXT_LABELS = {"Salesforce/wikitext:wikitext-2-raw-v1": "WikiText-2 (test)"}  # by their names
+
 _TEACHERS = {"dense": "the fine-tuned model", "zero-shot": "the pretrained model"}
 
 

@@ -3,14 +3,13 @@
 import base64
 import functools
 from pathlib import Path
-from typing import NamedTuple
 
 import mistune
 import pandas as pd
 
 from prunegpt_utils.report import best_dense, forgetting, frames, samples, tables
 from prunegpt_utils.report.methods import VALUE_LABELS, method_label
-from prunegpt_utils.runs import paths, records
+from prunegpt_utils.runs import records
 
 _FIRST = (  # figures, in this order
     "perplexity", "rates", "weights", "bytes", "one-shot", "layers", "training",
@@ -33,31 +32,29 @@ def of_study(study: str, found: list[dict], table: pd.DataFrame, figures: Path) 
     headings, rows = table_rows(table)
     model = found[-1]["model"]["name"]
     full = f"{study}-full"  # the larger study of the same kind, if there is one that was published
-    larger, fair = _published_answer(full), _published_answer(_FAIR)
+    fair_answer, fair_model = _published_answer(_FAIR)
     return {
         "count": len(found), "answer": bullets(tables.answer(table) or forgetting.answer(found)),
         "notes": bullets(" ".join(tables.notes(table))), "headings": headings, "rows": rows,
         "groups": switches(headings), "figures": _figures(figures),
         "methods": _methods(table, found), "last": found[-1], "environment": _machines(found),
         "seeds": table.seed.nunique(), "best": best_dense.names(table),
-        "full": full, "full_answer": larger.answer,
-        "fair": _FAIR, "fair_answer": fair.answer * (study != _FAIR and fair.model == model),
-        "hours": sum(record["seconds"] for record in found) / 3600,
+        "full": full, "full_answer": _published_answer(full)[0],
+        "fair": _FAIR, "fair_answer": fair_answer if study != _FAIR and fair_model == model else "",
+        "took": _duration(sum(record["seconds"] for record in found)),
     }  # fmt: skip
 
 
-class _Published(NamedTuple):
-    answer: str
-    model: str
+def _duration(seconds):
+    return f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.0f} minutes"
 
 
 @functools.cache
 def _published_answer(study):
     """Answer of a published study as HTML, and the model that it is of; '' and '' of none."""
-    files = sorted((paths.ROOT / "results" / study).glob("*.json"))
-    found = list(map(records.read, files))
+    found = records.published(study)
     answer = bullets(tables.answer(frames.frame(found)))
-    return _Published(answer, found[-1]["model"]["name"] if found else "")
+    return answer, found[-1]["model"]["name"] if found else ""
 
 
 def record_values(record: dict, fair: bool) -> dict:

@@ -14,6 +14,7 @@ from prunegpt_utils.report.statistics import half_width
 
 CONTROL_DASHES = (0, (6, 3))
 PERPLEXITY, SPARSITY = "validation perplexity", "sparsity of the block matrices"
+_RANKED = {"global": "over all matrices", "uniform": "in each matrix", "per-row": "in each row"}
 
 
 def perplexity_by_sparsity(table: pd.DataFrame, title: str) -> Figure | None:
@@ -201,7 +202,7 @@ def perplexity_by_rate(rows: pd.DataFrame, chosen: pd.DataFrame) -> Figure | Non
     return figure
 
 
-def one_shot_curves(curves: pd.DataFrame) -> Figure | None:
+def criteria_curves(curves: pd.DataFrame) -> Figure | None:
     """Perplexity (log) against sparsity after one cut, a line a criterion and scope.
 
     Args:
@@ -220,10 +221,6 @@ def one_shot_curves(curves: pd.DataFrame) -> Figure | None:
     log_axes(axes, percent=True, xlabel=SPARSITY, ylabel=PERPLEXITY, title=title)
     legend(axes, fontsize=9.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
-
-
-criteria_curves = one_shot_curves
-_RANKED = {"global": "over all matrices", "uniform": "in each matrix", "per-row": "in each row"}
 
 
 def before_and_after(rows: pd.DataFrame, control: float, title: str) -> Figure | None:

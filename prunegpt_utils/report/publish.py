@@ -73,8 +73,7 @@ def study_page(study: str) -> str:
 
 
 def _published(study):
-    files = sorted((paths.ROOT / "results" / study).glob("*.json"))
-    found = list(map(records.read, files))
+    found = records.published(study)
     return found, frames.frame(found, **expansion.context(study))
 
 

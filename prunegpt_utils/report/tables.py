@@ -8,7 +8,7 @@ import pandas as pd
 
 from prunegpt_utils.report import best_dense
 from prunegpt_utils.report.frames import gains, summary
-from prunegpt_utils.report.methods import method_label
+from prunegpt_utils.report.methods import TEXT_LABELS, method_label
 
 # group of columns that can be switched on -> what a reader is offered
 GROUPS = {
@@ -103,8 +103,9 @@ def _fidelity():
 
 def _texts(table):
     for name in dict.fromkeys(name for texts in table.texts for name in texts):
-        yield Column(name, "texts", lambda row, n=name: _mean(row.texts, n, ""))
-        title = f"x best dense ({name})"
+        label = TEXT_LABELS.get(name, name)
+        yield Column(label, "texts", lambda row, n=name: _mean(row.texts, n, ""))
+        title = f"x best dense ({label})"
         yield Column(title, "texts", lambda row, n=name: _mean(row.text_ratios, n, ".2f"))
 
 

@@ -155,6 +155,11 @@ def read_study(study: str) -> tuple[list[dict], Path]:
     return [read(file) for file in sorted(folder.glob("*.json"))], folder
 
 
+def published(study: str) -> list[dict]:
+    """Its records in the repository, in the order of their names; none if it is not published."""
+    return [read(file) for file in sorted((paths.ROOT / "results" / study).glob("*.json"))]
+
+
 def environment() -> dict:
     """What a reader needs to judge the numbers: code version, packages, device."""
     import torch
