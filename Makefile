@@ -29,7 +29,7 @@ SNAKEMAKE = --profile studies/profiles/$(PROFILE) \
 export JUPYTER_PLATFORM_DIRS = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help active study resume adopt plan status check-results rerun export tasks report share publish notebooks pretraining verify-gpt2 bench lab test test-system lint clean
+.PHONY: help active study resume adopt plan status check-results rerun export tasks report share publish notebooks pretraining verify-gpt2 bench lab test test-system lint clean-store clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -110,6 +110,9 @@ lint: $(STAMP)  ## check the style of code and notebooks, the types, and what ma
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
+
+clean-store: $(STAMP)  ## remove the outcomes of trainings that all studies share; results stay
+	@$(TOOLS) clean-store
 
 clean:  ## remove the environment; runs/ stays, it holds your results
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -51,10 +51,9 @@ def planning(sizes, turns):
 def overhead(study):
     """(seconds of all notebooks, seconds of their trainings) of the published records."""
     found = [records.read(path) for path in sorted((paths.ROOT / "results" / study).glob("*.json"))]
-    trained = [record for record in found if record["training"]["tokens"]]
     return (
         sum(record["seconds"] for record in found),
-        sum(record["training"]["seconds"] for record in trained),
+        sum(records.seconds_trained(record) for record in found if record["training"]["tokens"]),
     )
 
 

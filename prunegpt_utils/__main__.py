@@ -49,9 +49,11 @@ def line(record: str) -> None:
 
     content = records.read(record)
     perplexity = float(content["metrics"]["validation"]["perplexity"])
+    maker = records.trained_as(content)
+    trained = f", trained as {maker}" if maker else ""
     zeros = f"{100 * content['sparsity']['prunable']:5.1f} % zeros"
     print(f"  {content['run']:<28} {zeros}   validation perplexity {perplexity:9.2f}   "
-          f"{content['seconds']:5.0f} s", flush=True)  # fmt: skip
+          f"{content['seconds']:5.0f} s{trained}", flush=True)  # fmt: skip
 
 
 def failure(log: str) -> None:
@@ -137,28 +139,11 @@ def study_and_run(name: str) -> tuple[str, str]:
 
 def rerun(name: str) -> None:
     """Make a recorded run, as study/run, once more and compare."""
-    from prunegpt_utils.runs import staleness, validation
+    from prunegpt_utils.runs import validation
 
-    old, new = validation.rerun(*study_and_run(name))
-    equal = True
-    for split in old["metrics"]:
-        before, now = (float(record["metrics"][split]["nll"]) for record in (old, new))
-        equal &= before == now
-        print(f"  {split:<11} nll {before:.6f} then, {now:.6f} now, {now - before:+.6f}")
-    cuts, again = (
-        [float(point["validation"]["nll"]) for point in record.get("one_shot_curve") or ()]
-        for record in (old, new)
-    )
-    if cuts:
-        equal &= cuts == again
-        same = sum(map(float.__eq__, cuts, again))
-        print(f"  {same} of {len(cuts)} cuts equal")
-    for key, now in new["environment"].items():
-        then = old["environment"].get(key, "not recorded")
-        if then != now:
-            print(f"  {key}: {then} then, {now} now")
-    if changes := staleness.code_changes(old.get("code"), new.get("code")):
-        print(f"  {changes} since")
+    equal, lines = validation.comparison(*validation.rerun(*study_and_run(name)))
+    for each in lines:
+        print(f"  {each}")
     print(f"{name}: {'equal to the last bit' if equal else 'not equal'}")
     if not equal:
         sys.exit(1)
@@ -237,6 +222,14 @@ def adopt(study: str) -> None:
     for run, why in missing.items():
         print(f"  to do  {run}{': ' * bool(why)}{why}")
     print(f"{study}: {total - len(missing)} of {total} runs done")
+
+
+def clean_store(arguments: list[str]) -> None:
+    """Remove the store of trainings. Records, models and tables stay."""
+    from prunegpt_utils.runs import trainings
+
+    gone, size, left = trainings.clear()
+    print(f"{gone} trainings removed, {size / 1e9:.1f} GB{f'; {left} in use' * bool(left)}")
 
 
 def _announce(study):
@@ -336,10 +329,10 @@ COMMANDS: dict[str, tuple] = {
     "adopt": (adopt, "study"), "plan": (show_plan, "study"), "status": (show_status, "study"),
     "check-results": (check_results, "study"), "rerun": (rerun, "run"),
     "export": (export, "arguments"), "tasks": (tasks, "arguments"),
-    "failure": (failure, "log"), "finish": (finish, "study"),
-    "report": (build, "study"), "share": (share, "study"),
-    "strip-metadata": (strip_metadata, "notebook"),
-    "papermill": (papermill, "arguments"), "publish": (publish, "study"),
+    "failure": (failure, "log"), "finish": (finish, "study"), "report": (build, "study"),
+    "share": (share, "study"), "publish": (publish, "study"),
+    "strip-metadata": (strip_metadata, "notebook"), "clean-store": (clean_store, "arguments"),
+    "papermill": (papermill, "arguments"),
 }  # fmt: skip
 
 if __name__ == "__main__":

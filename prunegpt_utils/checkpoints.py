@@ -119,13 +119,15 @@ class TrainState:
         self.history, self.best_step = note["history"], note["best_step"]
         self.best_nll = note["best_nll"] or math.inf
 
-    def finish(self, folder: Path, identity: dict, tokens: int, flops: dict) -> None:
+    def finish(
+        self, folder: Path, identity: dict, tokens: int, flops: dict, made_by: dict
+    ) -> None:  # fmt: skip
         """Put the best weights in place, write a stock checkpoint, then note that it is done."""
         if self.best:
             self.model.load_state_dict(self.best, strict=False)
         result = {
             "steps": self.step, "seconds": self._elapsed(), "best_step": self.best_step,
-            "tokens": tokens, "flops": flops, "history": self.history,
+            "tokens": tokens, "flops": flops, "made_by": made_by, "history": self.history,
         }  # fmt: skip
         self.model.save_pretrained(folder)
         apply_umask(folder)

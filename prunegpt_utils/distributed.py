@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,14 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", processes().local_process_index)
     return torch.device("cpu")
+
+
+def processor_name() -> str:
+    """The processor, and the widest instructions that torch uses of it; others round otherwise."""
+    file = Path("/proc/cpuinfo")  # Python's own answer is empty on Linux
+    found = re.search(r"^model name\s*:\s*(.+)$", file.read_text() if file.exists() else "", re.M)
+    name = found[1].strip() if found else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def choose_precision(wanted: str = "auto") -> str:

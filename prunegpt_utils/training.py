@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from prunegpt_utils import checkpoints
 from prunegpt_utils.calibration import calibration_batches
 from prunegpt_utils.config import TrainConfig
-from prunegpt_utils.distributed import exclusive, make_accelerator
+from prunegpt_utils.distributed import exclusive, make_accelerator, processor_name
 from prunegpt_utils.evaluation import token_nll
 from prunegpt_utils.flops import training_flops
 from prunegpt_utils.forward import autocast
@@ -55,12 +55,14 @@ def train(
         cache: folder in which to cache the teacher's hidden states of the windows that are read,
             for this run and all that read the same ones and have the same teacher; None has it read
             every batch anew. The outcome is the same.
-        save_every: seconds between checkpoints.  label: what the progress bar says.
+        save_every: seconds between checkpoints.
+        label: what the progress bar, and the outcome, say whose training this is.
         compiled: let torch.compile make the blocks faster, which takes it a minute or more.
 
     Returns:
         dict: "history", one row an evaluation; "steps", "tokens", "seconds", "best_step"; "flops",
-            see `flops.training_flops`.
+            see `flops.training_flops`; "made_by": label, version of torch and processor of the
+            training that was made, which may be an earlier, equal one.
 
     Raises:
         ParameterError: a checkpoint is damaged, or the processes cannot share a batch evenly.
@@ -79,9 +81,9 @@ def train(
                 model.base_model.compile(dynamic=False)
             cached = _teacher_states(windows, config, teacher, cache, accelerator)
             trainer.loop(validation, cached, save_every, label)
-            trainer.finish(identity, cached is not None)
+            trainer.finish(identity, cached is not None, label)
         accelerator.wait_for_everyone()
-    return checkpoints.load_finished(model, folder)
+        return checkpoints.load_finished(model, folder)
 
 
 def _teacher_states(windows, config, teacher, cache, accelerator):
@@ -186,10 +188,10 @@ class Trainer:
         self.pruner.after_optimizer()
         self.state.step += 1
 
-    def finish(self, identity: dict, cached: bool) -> None:
+    def finish(self, identity: dict, cached: bool, label: str) -> None:
         """Write the outcome; a run of no steps prunes here.
 
-        `cached` says whether the teacher read each window once.
+        `cached` says whether the teacher read each window once, `label` whose training it is.
         """
         self.pruner.before_step(self.state.step)
         tokens = self.state.step * self.config.windows_per_step * self.block_size
@@ -197,7 +199,8 @@ class Trainer:
         windows = len(_windows_read(self.windows, self.config))
         read_once = windows * self.block_size if cached else None
         cost = training_flops(self.model, tokens, self.block_size, teacher, read_once)
-        self._on_main_process(self.state.finish, self.folder, identity, tokens, cost)
+        made_by = {"run": label, "torch": torch.__version__, "processor": processor_name()}
+        self._on_main_process(self.state.finish, self.folder, identity, tokens, cost, made_by)
 
     def _validation_nll(self, validation):
         spans = rolling_windows(len(validation), self.block_size, self.block_size)

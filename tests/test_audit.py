@@ -11,7 +11,7 @@ from prunegpt_utils import __main__ as commands
 from prunegpt_utils import masks
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.report import study_graph
-from prunegpt_utils.runs import estimate, expansion, records, validation
+from prunegpt_utils.runs import estimate, expansion, records, trainings, validation
 
 P = {"study": "smoke", "recipe": "gradual", "seed": 0, "sparsity": 0.9, "steps": 6, "batch": 2}
 
@@ -204,11 +204,12 @@ def test_an_estimate_counts_and_judges_by_what_was_measured(runs_folder):
 def test_status_lists_what_runs_and_what_failed(runs_folder, capsys):
     path = written()
     study = path.parent.parent
-    busy = study / "checkpoints" / "dense-seed0" / "abc" / "progress.txt"
-    stale = study / "checkpoints" / "control-seed0" / "abc" / "progress.txt"
-    for file in (busy, stale):
+    busy, stale, other = (trainings.folder() / name / "progress.txt" for name in "abc")
+    for file, label in (
+        (busy, "smoke/dense-seed0"), (stale, "smoke/control-seed0"), (other, "mine/gradual")
+    ):  # fmt: skip
         file.parent.mkdir(parents=True)
-        file.write_text("dense-seed0: 40 % 4/10 steps\n")
+        file.write_text(f"{label}: 40 % 4/10 steps\n")
     os.utime(stale, (time.time() - 500,) * 2)
     (study / "logs").mkdir()
     (study / "logs" / "control-seed0.log").write_text("...\nParameterError: lr: 3 must be\n\n")

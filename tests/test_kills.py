@@ -95,7 +95,7 @@ def outcome(runs):
 
 def trained(runs):
     """{training that has ended: when}; none of them may be made again."""
-    notes = (runs / "cheap").glob("checkpoints/*/*/training.json")
+    notes = runs.glob(".trainings/*/training.json")
     return {note.parent.name: note.stat().st_mtime_ns for note in notes}
 
 
@@ -162,8 +162,8 @@ def test_kills_at_random_times(calm, tmp_path, monkeypatch):
 
 
 def test_a_killed_notebook_is_named_at_the_end(calm, runs):
-    process = start(runs)
-    until(lambda: list(runs.glob("cheap/checkpoints/control-seed0/*/resume.safetensors")))
+    process, dense = start(runs), runs / "cheap" / "records" / "dense-seed0.json"
+    until(lambda: dense.exists() and list(runs.glob(".trainings/*/resume.safetensors")))
     assert kill(runs, "kernel")
     assert process.wait(PATIENCE) == 1
     notebook = runs / "cheap" / "notebooks" / "control-seed0.ipynb"
@@ -193,7 +193,7 @@ def test_a_run_that_was_killed_just_after_its_record_is_not_made_again(calm, run
 
 def test_kill_everything_and_start_without_resume(calm, runs):
     process = start(runs)
-    until(lambda: list(runs.glob("cheap/checkpoints/*/*/resume.safetensors")))
+    until(lambda: list(runs.glob(".trainings/*/resume.safetensors")))
     assert kill(runs, "everything") > 3
     process.wait()
     assert finished(runs, "study") == 1
@@ -204,7 +204,7 @@ def test_kill_everything_and_start_without_resume(calm, runs):
 
 def test_a_kernel_does_not_outlive_its_papermill(runs):
     start(runs)
-    until(lambda: list(runs.glob("cheap/checkpoints/*/*/resume.safetensors")))
+    until(lambda: list(runs.glob(".trainings/*/resume.safetensors")))
     assert processes(runs, "kernel")
     kill(runs, "snakemake")
     kill(runs, "papermill")
@@ -214,7 +214,7 @@ def test_a_kernel_does_not_outlive_its_papermill(runs):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt(calm, runs, number):
     process = start(runs)
-    until(lambda: list(runs.glob("cheap/checkpoints/*/*/resume.safetensors")))
+    until(lambda: list(runs.glob(".trainings/*/resume.safetensors")))
     if number == signal.SIGINT:  # as a terminal does
         os.killpg(process.pid, number)
     else:

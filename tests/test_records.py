@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, measured, scored
 
+from prunegpt_utils.distributed import processor_name
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.report import frames, publish
 from prunegpt_utils.runs import expansion, records, validation
@@ -32,7 +33,7 @@ def test_a_record_comes_back_and_names_what_made_it(runs_folder):
     assert {"commit", "dirty", "python", "torch", "transformers", "device", "processor"} <= set(
         record["environment"]
     )
-    assert record["environment"]["processor"].startswith(records.processor_name().split(",")[0])
+    assert record["environment"]["processor"].startswith(processor_name().split(",")[0])
     assert list(record) == sorted(record)
 
 

@@ -53,7 +53,7 @@ def _seconds(alike, p):
     trained = [r["training"] for r in alike if r["training"]["tokens"]]
     if not alike or p.get("epochs") or (p.get("steps") and not trained):
         return None
-    rest = statistics.median(r["seconds"] - r["training"]["seconds"] for r in alike)
+    rest = statistics.median(max(0, r["seconds"] - records.seconds_trained(r)) for r in alike)
     if not p.get("steps"):
         return rest
     pace = statistics.median(row["seconds"] / row["tokens"] for row in trained)

@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.files import atomic_path
-from prunegpt_utils.runs import activity, expansion, paths, schema, study_files
+from prunegpt_utils.runs import activity, expansion, paths, schema, study_files, trainings
 
 _TIME = "%Y-%m-%dT%H:%M:%SZ"  # in UTC
 
@@ -44,8 +43,12 @@ class Run:
         return self.folder / "cache"
 
     @property
+    def label(self) -> str:
+        return f"{self.parameters['study']}/{self.name}"
+
+    @property
     def checkpoints(self) -> Path:
-        return self.folder / "checkpoints" / self.name
+        return trainings.folder()  # of all studies: equal trainings are made once
 
     @property
     def model(self) -> Path:
@@ -64,7 +67,8 @@ def open_run(notebook: str, parameters: dict) -> Run:
     """Run of a notebook at checked parameters, before any work.
 
     Raises:
-        ParameterError: the folder cannot be written, or a record made with others exists.
+        ParameterError: the folder cannot be written, a record made with others exists, or the
+            limit of the store of trainings is no number.
     """
     run = Run(notebook, parameters, study_files.code_of(notebook))
     known = read(run.record)
@@ -74,6 +78,7 @@ def open_run(notebook: str, parameters: dict) -> Run:
             allowed = f"differs from {was!r}, which made the record {run.name} of this study"
             raise ParameterError(name, value, f"{allowed}; choose another study name")
     paths.check_writable(run.folder)
+    trainings.limit()
     if os.environ.get("RANK", "0") == "0":  # of processes that were launched together, one
         activity.begin(run.activity, study_files.headings(notebook))
     return run
@@ -103,7 +108,19 @@ def write(run: Run, **content: Any) -> dict:
     if processes().is_main_process:
         put(run.record, record)
         activity.end(run.activity)
+        trainings.trim()
     return record
+
+
+def trained_as(record: dict) -> str:
+    """study/run of the equal training whose outcome a run was given; empty if it trained itself."""
+    maker = (record["training"].get("made_by") or {"run": ""})["run"]
+    return maker if maker != f"{record['study']}/{record['run']}" else ""
+
+
+def seconds_trained(record: dict) -> float:
+    """Seconds in which a run itself trained."""
+    return 0.0 if trained_as(record) else record["training"]["seconds"]
 
 
 def began(record: dict) -> float:
@@ -165,7 +182,7 @@ def environment() -> dict:
     import torch
 
     from prunegpt_utils.criteria import OWN
-    from prunegpt_utils.distributed import processes
+    from prunegpt_utils.distributed import processes, processor_name
     from prunegpt_utils.hub import loaded_commits
 
     status = _git("status", "--porcelain")
@@ -185,16 +202,6 @@ def device_name() -> str:
 
     cuda = torch.cuda.is_available()
     return torch.cuda.get_device_name() if cuda else f"cpu {platform.machine()}"
-
-
-def processor_name() -> str:
-    """The processor, and the widest instructions that torch uses of it; others round otherwise."""
-    import torch
-
-    file = Path("/proc/cpuinfo")  # Python's own answer is empty on Linux
-    found = re.search(r"^model name\s*:\s*(.+)$", file.read_text() if file.exists() else "", re.M)
-    name = found[1].strip() if found else platform.processor() or platform.machine()
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _git(*words):

@@ -114,6 +114,12 @@ class _Protocol(_Part):  # see `protocols.describe_protocol`
     joiner: str
 
 
+class _Maker(_Part):  # of a training, which other runs with an equal one are given as well
+    run: str  # study/run
+    torch: str
+    processor: str
+
+
 class _Training(_Part):
     steps: int
     tokens: int
@@ -121,6 +127,7 @@ class _Training(_Part):
     best_step: int | None = None
     flops: dict[str, int] | None = None  # of the student, and of the teacher as it read for it
     history: list[dict] | None = None
+    made_by: _Maker | None = None
 
 
 class _Environment(BaseModel):  # and the versions of packages

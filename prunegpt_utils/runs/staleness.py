@@ -39,8 +39,10 @@ def outdated(study: str) -> dict[str, str]:
 
 def other_versions(study: str) -> list[str]:
     """A line for each package or processor that made records and is not the one of today."""
+    from prunegpt_utils.distributed import processor_name  # imports torch
+
     here = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    here["processor"] = records.processor_name()
+    here["processor"] = processor_name()
     counts: collections.Counter = collections.Counter()
     for record in _records(study, expansion.plan(study)).values():
         counts.update((name, record["environment"].get(name)) for name in here)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from prunegpt_utils.runs import activity, expansion, paths
+from prunegpt_utils.runs import activity, expansion, paths, trainings
 
 
 def running(study: str, within: float = 120) -> dict[str, str]:
@@ -17,9 +17,11 @@ def running(study: str, within: float = 120) -> dict[str, str]:
     for path in sorted(folder.glob("activity/*.txt")):
         if doing := activity.read(path):
             lines[path.stem] = f"{path.stem}: {doing}"
-    for path in sorted(folder.glob("checkpoints/*/*/progress.txt")):
-        if abs(time.time() - path.stat().st_mtime) < within:  # clocks differ, and may be set back
-            lines[path.parent.parent.name] = path.read_text("utf-8").strip()
+    for path in sorted(trainings.folder().glob("*/progress.txt")):
+        place, _, line = path.read_text("utf-8").strip().partition("/")
+        # clocks differ, and may be set back
+        if place == study and abs(time.time() - path.stat().st_mtime) < within:
+            lines[line.partition(":")[0]] = line
     for run in unfinished(study):
         log = folder / "logs" / f"{run}.log"
         if log.exists() and not _errors(log) and time.time() - log.stat().st_mtime < 60:

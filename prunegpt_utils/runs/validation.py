@@ -15,6 +15,7 @@ from prunegpt_utils.runs import (
     paths,
     records,
     schema,
+    staleness,
     study_files,
     task_records,
 )  # fmt: skip
@@ -120,6 +121,28 @@ def rerun(study: str, run: str) -> tuple[dict, dict]:
             p = {"reference": ""} | p  # records of before there was one name none
         execution.execute(expansion.RunSpec(run, old["notebook"], p), place)
         return old, records.read(place / "records" / f"{run}.json")
+
+
+def comparison(old: dict, new: dict) -> tuple[bool, list[str]]:
+    """Whether two records of one run measured the same bits, and in words what differs."""
+    equal, lines = True, []
+    for split in old["metrics"]:
+        before, now = (float(record["metrics"][split]["nll"]) for record in (old, new))
+        equal &= before == now
+        lines.append(f"{split:<11} nll {before:.6f} then, {now:.6f} now, {now - before:+.6f}")
+    cuts, again = (
+        [float(point["validation"]["nll"]) for point in record.get("one_shot_curve") or ()]
+        for record in (old, new)
+    )
+    if cuts:
+        equal &= cuts == again
+        lines.append(f"{sum(map(float.__eq__, cuts, again))} of {len(cuts)} cuts equal")
+    for key, now in new["environment"].items():
+        then = old["environment"].get(key, "not recorded")
+        lines += [f"{key}: {then} then, {now} now"] * (then != now)
+    if changes := staleness.code_changes(old.get("code"), new.get("code")):
+        lines.append(f"{changes} since")
+    return equal, lines
 
 
 @contextlib.contextmanager
