@@ -264,7 +264,11 @@ def test_what_cannot_be_pretrained_is_refused_at_once(monkeypatch, given, messag
 
 @pytest.mark.parametrize(
     ("study", "control"),
-    [("fair", "control-steps1200-lr0.0005"), ("fair-small", "control")],
+    [
+        ("fair", "control-steps1200-lr0.0005"),
+        ("fair-small", "control"),
+        ("fair-scratch", "control"),
+    ],
 )
 def test_every_arm_of_the_study_reads_as_much_text_and_has_the_same_teacher(study, control):
     """1,600 steps from the pretrained model on."""
