@@ -1,19 +1,21 @@
 """How do time and memory grow?
 
 Slopes on log-log axes: 1 is linear. Time of a step against parameters and against tokens, time of
-a threshold against weights, memory of a step against the length of its windows.
+a threshold against weights, memory of a step against the length of its windows. And what a model
+would need that this machine cannot hold, of whose tensors only the shapes are made.
 """
 
 import statistics
 
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.ticker import EngFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+from transformers import GPT2Config
 
 from benchmarks.side_by_side import gpt2, options, random_ids, row, slope, write
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.distributed import choose_precision
-from prunegpt_utils.efficiency import time_in_turns, tracked_memory
+from prunegpt_utils.efficiency import predicted_memory, time_in_turns, tracked_memory
 from prunegpt_utils.losses import batch_loss
 from prunegpt_utils.masks import make_masks
 from prunegpt_utils.modeling import count_parameters
@@ -23,14 +25,19 @@ from prunegpt_utils.report import figure_files
 MODELS = [(2, 96, 2, 2048), (3, 192, 3, 2048), (4, 384, 6, 8192), (8, 512, 8, 32768),
           (12, 768, 12, 50257)]  # fmt: skip
 SMOKE = [(1, 16, 2, 97), (2, 32, 2, 97)]
+# GPT-2's largest, and as many parameters as the usual large model
+LARGE = {"1.6B": (48, 1600, 25, 50257), "6.7B": (32, 4096, 32, 50257)}
+
+
+def settings(shape):
+    """A shape as GPT-2's configuration has it."""
+    return dict(zip(("n_layer", "n_embd", "n_head", "vocab_size"), shape, strict=True))
 
 
 def stepper(shape, batch, block):
     """(parameters of a model, a training step of it)."""
-    blocks, width, heads, vocabulary = shape
-    changes = {"n_layer": blocks, "n_embd": width, "n_head": heads, "vocab_size": vocabulary}
-    model = gpt2("tiny", n_positions=block, **changes).train()
-    rows = random_ids(batch, block + 1, vocabulary=vocabulary)
+    model = gpt2("tiny", n_positions=block, **settings(shape)).train()
+    rows = random_ids(batch, block + 1, vocabulary=shape[-1])
     config = TrainConfig(1, 1e-4, batch=batch, precision=choose_precision())
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
 
@@ -46,7 +53,7 @@ def growth(act, over, acts, turns):
     """Row of the slope of an act's time over the numbers that `acts` are named by."""
     seconds = time_in_turns(acts, turns)
     middle = [statistics.median(times) for times in seconds.values()]
-    exponent, axes = slope(list(acts), middle), [over, f"seconds, {act}"]
+    exponent, axes = slope(list(acts), middle), [over, f"time of a {act}"]
     return row(f"time of a {act} against {over}", "", "slope", exponent, seconds=seconds, axes=axes)
 
 
@@ -58,21 +65,41 @@ def memory(shape, lengths):
     a_token = (found[last] - found[first]) / (last - first)
     grown = slope(lengths, found.values())
     what = "memory of a step against window length"
-    axes = ["tokens a window", "bytes, step of one window"]
+    axes = ["tokens a window", "memory of a step of one window"]
     return row(what, "", "slope", grown, "<= 1", bytes=found, bytes_a_token=a_token, axes=axes)
+
+
+def needed(name, shape, block):
+    """Rows of the memory of a step that is distilled and masked, and what the model of it says."""
+    config = TrainConfig(1, 1e-4, batch=1, precision="bf16", alpha=0.67, temperature=2.0)
+    model = GPT2Config(n_positions=block, **settings(shape))
+    found, parts = tracked_memory(model, config, block), predicted_memory(model, config, block)
+    what = f"memory of a distilled step, {name}, 1 x {block:,} tokens"
+    return [
+        row(what, "", "GB", found / 1e9, bytes={"tracked": found}),
+        row(what, "sum of its known parts", "times the bytes", found / sum(parts.values()),
+            bytes=parts),
+    ]  # fmt: skip
 
 
 def draw(record):
     """The curves of a record on log-log axes, a panel a row, with its slope as the title."""
     figure_files.style()
     figure, panels = plt.subplots(2, 2, figsize=(8.6, 6.6))
-    for found, panel in zip(record["rows"], panels.flat, strict=True):
+    grown = [found for found in record["rows"] if "axes" in found]
+    for found, panel in zip(grown, panels.flat, strict=True):
+        unit = "B" if "bytes" in found else "s"
         points = found.get("bytes") or found["seconds"]
         points = sorted((int(x), statistics.median(_several(y))) for x, y in points.items())
         panel.loglog(*zip(*points, strict=True), "o-", color="#0072B2")
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xticks([x for x, _ in points])
         panel.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
+        low, high = panel.get_ylim()
+        panel.set_ylim(min(low, high / 20), max(high, low * 4))  # what hardly grows looks like it
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_major_formatter(EngFormatter(unit, places=0))
         across, up = found["axes"]
         panel.set(title=f"slope {found['value']:.2f}", xlabel=across, ylabel=up)
     figure.tight_layout()
@@ -100,6 +127,8 @@ def main(arguments=None):
     cuts = {n: (lambda tensors=tensors: make_masks(tensors, 0.9)) for n, tensors in scored.items()}
     rows.append(growth("threshold", "weights", cuts, turns))
     rows.append(memory(gpt2("tiny" if smoke else "124M", n_positions=lengths[-1]).config, lengths))
+    for name, shape in {"tiny": SMOKE[1]}.items() if smoke else LARGE.items():
+        rows += needed(name, shape, lengths[-1])
     return write("scaling", "how it grows", rows, smoke)
 
 
