@@ -15,7 +15,7 @@ from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.criteria import CRITERIA, OWN, magnitude
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.files import apply_umask, atomic_path
-from prunegpt_utils.modeling import digest, fingerprint
+from prunegpt_utils.modeling import digest, model_identity
 from prunegpt_utils.provenance import module_hashes
 from prunegpt_utils.pruner import Pruner
 
@@ -34,9 +34,9 @@ def training_identity(
     if getattr(score, "__module__", magnitude.__module__) != magnitude.__module__:
         code |= OWN
     return asdict(config) | {
-        "block_size": windows.shape[1] - 1, "model": fingerprint(model),
-        "teacher": teacher and fingerprint(teacher), "data": digest(windows, validation),
-        "code": code,
+        "block_size": windows.shape[1] - 1, "model": model_identity(model),
+        "teacher": teacher and model_identity(teacher), "data": digest(windows, validation),
+        "device": model.device.type, "code": code,
     }  # fmt: skip
 
 
@@ -129,7 +129,8 @@ class TrainState:
             "steps": self.step, "seconds": self._elapsed(), "best_step": self.best_step,
             "tokens": tokens, "flops": flops, "made_by": made_by, "history": self.history,
         }  # fmt: skip
-        self.model.save_pretrained(folder)
+        # names as the model has them, by which `load_finished` finds each weight again
+        self.model.save_pretrained(folder, save_original_format=False)
         apply_umask(folder)
         with atomic_path(folder / "training.json") as part:
             part.write_text(json.dumps({"arguments": identity, "result": result}, indent=1))
@@ -142,12 +143,18 @@ def is_finished(folder: Path) -> bool:
 
 
 def load_finished(model: PreTrainedModel, folder: Path) -> dict:
-    """Load a finished training into `model`; its result. ParameterError if it is damaged."""
+    """Load a finished training into `model`; its result.
+
+    Raises:
+        ParameterError: it is damaged, or lacks a weight of the model.
+    """
     path = folder / "model.safetensors"
     try:
         weights = load_file(path, device=str(model.device))
     except (SafetensorError, OSError) as error:
         raise ParameterError("checkpoint", path.name, "is missing or damaged") from error
+    if missing := [name for name, _ in model.named_parameters() if name not in weights]:
+        raise ParameterError("checkpoint", path.name, f"lacks {missing[0]}; delete its folder")
     model.load_state_dict(weights, strict=False)
     model.tie_weights()
     model.eval()

@@ -303,7 +303,7 @@ def _column(name, split, rows):
 
 
 def _read_file(name, file):
-    """Documents of one file: rows of a table, or paragraphs of a text."""
+    """Documents of one file: rows of a table, lines of WikiText, or paragraphs of a text."""
     try:
         rows = list(_rows(file))
     except OSError as error:
@@ -312,6 +312,9 @@ def _read_file(name, file):
         allowed = f"must hold UTF-8 text (in a field named text); {file.name} does not"
         raise ParameterError("data", name, allowed) from error
     return [_text(name, f"{place} of {file.name}", value) for place, value in rows]
+
+
+TITLE = re.compile(r" = [^=].*[^=] = \n")  # of WikiText; sections have more equals signs
 
 
 def _rows(file):
@@ -329,6 +332,11 @@ def _rows(file):
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield f"line {number}", json.loads(line)["text"]
+        return
+    lines = text.removesuffix("\n").split("\n")
+    if any(TITLE.fullmatch(f"{line}\n") for line in lines):  # WikiText: a row a line, as on the hub
+        for number, line in enumerate(lines, 1):
+            yield f"line {number}", f"{line}\n" if line.strip() else ""
         return
     for number, part in enumerate(re.split(r"\n\s*\n", text), 1):
         if part.strip():

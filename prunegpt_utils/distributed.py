@@ -27,6 +27,12 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def device_name() -> str:
+    """What the runs of this machine run on."""
+    cuda = torch.cuda.is_available()
+    return torch.cuda.get_device_name() if cuda else f"cpu {platform.machine()}"
+
+
 def processor_name() -> str:
     """The processor, and the widest instructions that torch uses of it; others round otherwise."""
     file = Path("/proc/cpuinfo")  # Python's own answer is empty on Linux

@@ -80,11 +80,16 @@ def acquire(path: Path, wait: bool = True, inherited: bool = False) -> Iterator[
         holder = "" if _lock(file, wait=False) else file.read().strip() or "another process"
         if holder and wait:
             _lock(file)
-        if wait or not holder:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}\n")
-            file.flush()
-        yield holder
+        removed = not (path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())))
+        if not removed:
+            if wait or not holder:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}\n")
+                file.flush()
+            yield holder
+    if removed:  # whoever held it has removed it: what was locked is no longer there
+        with acquire(path, wait, inherited) as again:
+            yield holder or again
 
 
 def is_locked(path: Path) -> bool:

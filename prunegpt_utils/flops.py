@@ -21,7 +21,8 @@ def forward_flops(model: PreTrainedModel, block_size: int) -> tuple[int, int]:
     """
     config, blocks = model.config, len(transformer_blocks(model)[1])
     heads = config.num_attention_heads
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    width = getattr(config, "heads_kept", heads) * size
     weights = sum(weight.numel() for weight in prunable_weights(model).values())
     head = model.get_output_embeddings().weight.numel()
     return 2 * weights + 4 * block_size * width * blocks, 2 * head
@@ -29,7 +30,7 @@ def forward_flops(model: PreTrainedModel, block_size: int) -> tuple[int, int]:
 
 def training_flops(
     model: PreTrainedModel, tokens: int, block_size: int, teacher: PreTrainedModel | None = None,
-    cached_tokens: int | None = None,
+    cached_tokens: int | None = None, teacher_head: bool = True,
 ) -> dict[str, int]:  # fmt: skip
     """Operations of a training: of the student, and of its teacher's reading.
 
@@ -40,6 +41,7 @@ def training_flops(
     Args:
         tokens: read in training.  block_size: positions of a window.  teacher: or None.
         cached_tokens: of the text whose hidden states are cached; None if they are not.
+        teacher_head: whether the teacher's output layer is computed, and not its blocks alone.
 
     Returns:
         dict: "student" and "teacher", operations.
@@ -48,5 +50,5 @@ def training_flops(
     if teacher is not None:
         blocks, head = forward_flops(teacher, block_size)
         read = tokens if cached_tokens is None else cached_tokens
-        found["teacher"] = read * blocks + tokens * head
+        found["teacher"] = read * blocks + tokens * head * teacher_head
     return found

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import itertools
+import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -273,6 +274,24 @@ def max_positions(model: PreTrainedModel) -> int | None:
 def fingerprint(model: PreTrainedModel) -> str:
     """sha256 over names and values of all weights; equal weights, equal fingerprint."""
     return digest(*itertools.chain(*sorted(model.state_dict().items())))
+
+
+# of a configuration, what changes no number
+_NO_NUMBER = (
+    "transformers_version", "dtype", "architectures", "use_cache", "id2label", "label2id",
+    "problem_type", "task_specific_params", "return_dict", "output_hidden_states",
+    "output_attentions", "chunk_size_feed_forward", "is_encoder_decoder",
+)  # fmt: skip
+
+
+def model_identity(model: PreTrainedModel) -> str:
+    """sha256 over all that a model computes with: its weights, and its configuration.
+
+    Dropout, or the base of rotary positions, stand in the latter alone.
+    """
+    settings = model.config.to_dict().items()
+    kept = {k: v for k, v in settings if k not in _NO_NUMBER and not k.startswith("_")}
+    return digest(fingerprint(model), json.dumps(kept, sort_keys=True, default=str))
 
 
 def digest(*parts: torch.Tensor | str) -> str:

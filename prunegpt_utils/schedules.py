@@ -17,8 +17,10 @@ def lr_factor(step: float, steps: float, warmup: float, lr_schedule: str, rounds
         warmup: fraction of the steps.  lr_schedule: key of `LR_SCHEDULES`.
         rounds: of pruning, each of which starts again (see `PruningSchedule`); 0 for none.
     """
-    steps = steps / (rounds or 1)
-    step, rise = step % steps, warmup * steps
+    rounds = rounds or 1
+    step = step * rounds % steps / rounds  # whole numbers first: 10 % (20 / 6) is nearly 20 / 6
+    steps = steps / rounds
+    rise = warmup * steps
     if step < rise:
         return (step + 1) / (rise + 1)
     return LR_SCHEDULES[lr_schedule]((step - rise) / max(1.0, steps - rise))
@@ -47,7 +49,7 @@ class PruningSchedule:
 
     Attributes:
         scope, criterion: see `masks.prune`.
-        updates: times the masks are computed anew on the way.
+        updates: times the masks are computed anew on the way, at most.
         rounds: if not 0, cut in so many rounds instead, each of which removes the same fraction
             of what is left and trains with the learning rate rewound (Renda et al. 2020, arXiv
             2003.02389); the other times do not matter then.
@@ -106,4 +108,4 @@ class PruningSchedule:
 
     def _times(self, steps):
         begin, end = round(self.prune_from * steps), round(self.prune_until * steps)
-        return begin, end, max(1, (end - begin) // self.updates)
+        return begin, end, max(1, -(-(end - begin) // self.updates))

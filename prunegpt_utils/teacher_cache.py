@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from prunegpt_utils.files import atomic_path
 from prunegpt_utils.forward import autocast, last_hidden_states, probe_ids
-from prunegpt_utils.modeling import digest, fingerprint
+from prunegpt_utils.modeling import digest, model_identity
 from prunegpt_utils.progress import ProgressBar
 
 MAX_BYTES = 4 << 30  # of the hidden states that are cached on disk
@@ -39,7 +39,7 @@ def cached_hidden_states(
     shape = (len(windows), windows.shape[1] - 1, width)
     if torch.Size(shape).numel() * dtype.itemsize > MAX_BYTES:
         return None
-    name = digest(f"{fingerprint(teacher)} {digest(windows)} {precision}")
+    name = digest(f"{model_identity(teacher)} {digest(windows)} {precision}")
     path = Path(folder, f"teacher-{name[:16]}.safetensors")
     if not path.exists():
         _compute(teacher, windows, path, precision, torch.empty(shape, dtype=dtype), batch)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from prunegpt_utils.corpora import JOINER, SPLITS, Corpus
+from prunegpt_utils.corpora import JOINER, SPLITS, TITLE, Corpus
 from prunegpt_utils.errors import ParameterError, one_line
 from prunegpt_utils.files import atomic_path, sha256
 
@@ -217,7 +217,7 @@ def _pages(documents, tokenizer):
     if bos is None and eos is None:
         return None
     originals = pages(documents)
-    spaced = any(map(_TITLE.fullmatch, documents))
+    spaced = any(map(TITLE.fullmatch, documents))
     texts = map(detokenize, originals) if spaced else originals
     sequences = [[eos if bos is None else bos, *row] for row in _encode(texts, tokenizer)]
     words = sum(len(re.split(r"\s+", page)) for page in originals)
@@ -226,19 +226,17 @@ def _pages(documents, tokenizer):
 
 _LAYOUTS = {"joined": _joined, "rows": _rows, "pages": _pages}
 
-_TITLE = re.compile(r" = [^=].*[^=] = \n")  # " = Title = "; sections have more equals signs
-
 
 def pages(rows: list[str]) -> list[str]:
     r"""WikiText's rows as whole pages; documents without such titles are a page each.
 
     An empty row stands for the blank line of the original, " \n".
     """
-    if not any(map(_TITLE.fullmatch, rows)):
+    if not any(map(TITLE.fullmatch, rows)):
         return [row for row in rows if row.strip()]
     found = []
     for row in rows:
-        if _TITLE.fullmatch(row) or not found:
+        if TITLE.fullmatch(row) or not found:
             found.append("")
         found[-1] += row or " \n"
     *others, last = found  # the line break before a title belongs to no page

@@ -18,7 +18,13 @@ from transformers import PreTrainedModel
 from prunegpt_utils import checkpoints
 from prunegpt_utils.calibration import calibration_batches
 from prunegpt_utils.config import TrainConfig
-from prunegpt_utils.distributed import exclusive, make_accelerator, processor_name
+from prunegpt_utils.distributed import (
+    device_name,
+    exclusive,
+    make_accelerator,
+    processor_name,
+)
+from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.evaluation import token_nll
 from prunegpt_utils.flops import training_flops
 from prunegpt_utils.forward import autocast
@@ -30,14 +36,13 @@ from prunegpt_utils.pruner import Pruner
 from prunegpt_utils.teacher_cache import cached_hidden_states
 from prunegpt_utils.tokenization import batch_indices
 
-# seconds between checkpoints; a disk that is slow or a machine that is taken away may want others
-SAVE_EVERY = float(os.environ.get("PRUNEGPT_SAVE_EVERY", 60))
+SAVE_EVERY = 60.0  # seconds between checkpoints
 
 
 def train(
     model: PreTrainedModel, windows: torch.Tensor, validation: torch.Tensor, folder: Path,
     config: TrainConfig, teacher: PreTrainedModel | None = None, *, cache: Path | None = None,
-    save_every: float = SAVE_EVERY, compiled: bool = False, label: str = "training",
+    save_every: float | None = None, compiled: bool = False, label: str = "training",
 ) -> dict:  # fmt: skip
     """Train `model` in place, prune it on the way if asked, and leave the best version in it.
 
@@ -55,19 +60,22 @@ def train(
         cache: folder in which to cache the teacher's hidden states of the windows that are read,
             for this run and all that read the same ones and have the same teacher; None has it read
             every batch anew. The outcome is the same.
-        save_every: seconds between checkpoints.
+        save_every: seconds between checkpoints; None takes those of PRUNEGPT_SAVE_EVERY, or 60. A
+            disk that is slow, or a machine that is taken away, may want others.
         label: what the progress bar, and the outcome, say whose training this is.
         compiled: let torch.compile make the blocks faster, which takes it a minute or more.
 
     Returns:
         dict: "history", one row an evaluation; "steps", "tokens", "seconds", "best_step"; "flops",
-            see `flops.training_flops`; "made_by": label, version of torch and processor of the
-            training that was made, which may be an earlier, equal one.
+            see `flops.training_flops`; "made_by": label, version of torch, device and processor
+            of the training that was made, which may be an earlier, equal one.
 
     Raises:
-        ParameterError: a checkpoint is damaged, or the processes cannot share a batch evenly.
+        ParameterError: a checkpoint is damaged, the processes cannot share a batch evenly, or
+            PRUNEGPT_SAVE_EVERY is no number of seconds.
         FloatingPointError: the loss is not finite; the last good checkpoint stays.
     """
+    save_every = _save_every() if save_every is None else save_every
     identity = checkpoints.training_identity(model, windows, validation, config, teacher)
     folder = checkpoints.checkpoint_folder(folder, identity)
     accelerator = make_accelerator(config.batch, model.device.type == "cpu")
@@ -84,6 +92,14 @@ def train(
             trainer.finish(identity, cached is not None, label)
         accelerator.wait_for_everyone()
         return checkpoints.load_finished(model, folder)
+
+
+def _save_every():
+    given = os.environ.get("PRUNEGPT_SAVE_EVERY", str(SAVE_EVERY))
+    with contextlib.suppress(ValueError):
+        if float(given) >= 0:
+            return float(given)
+    raise ParameterError("PRUNEGPT_SAVE_EVERY", given, "must be a number of seconds, 0 or more")
 
 
 def _teacher_states(windows, config, teacher, cache, accelerator):
@@ -104,7 +120,8 @@ def _teacher_states(windows, config, teacher, cache, accelerator):
 def _windows_read(windows, config):
     """Rising numbers of the windows that a training reads: all of them in a pass or more."""
     count = min(len(windows), config.steps * config.windows_per_step)
-    return torch.tensor(batch_indices(len(windows), count, 0, config.seed)).sort().values
+    numbers = batch_indices(len(windows), count, 0, config.seed)
+    return torch.tensor(numbers, dtype=torch.int64).sort().values
 
 
 class Trainer:
@@ -198,8 +215,12 @@ class Trainer:
         teacher = self.teacher if self.config.alpha else None
         windows = len(_windows_read(self.windows, self.config))
         read_once = windows * self.block_size if cached else None
-        cost = training_flops(self.model, tokens, self.block_size, teacher, read_once)
-        made_by = {"run": label, "torch": torch.__version__, "processor": processor_name()}
+        with_head = self.config.kd_loss != "hidden_mse"
+        cost = training_flops(
+            self.model, tokens, self.block_size, teacher, read_once, with_head
+        )  # fmt: skip
+        place = {"device": device_name(), "processor": processor_name()}
+        made_by = {"run": label, "torch": torch.__version__, **place}
         self._on_main_process(self.state.finish, self.folder, identity, tokens, cost, made_by)
 
     def _validation_nll(self, validation):

@@ -23,7 +23,9 @@ from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.forward import last_hidden_states, lm_head
 from prunegpt_utils.protocols import rolling_windows
+from prunegpt_utils.schedules import PruningSchedule
 from prunegpt_utils.teacher_cache import cached_hidden_states
+from prunegpt_utils.training import train
 
 VOCABULARY, BLOCK = 96, 24
 SIZES = {
@@ -182,6 +184,19 @@ def test_a_cached_teacher_teaches_the_same(name, precision, tmp_path):
     )
     exact = losses.batch_loss(model, ids, TrainConfig(1, 1e-3, alpha=0.6, temperature=2.0), teacher)
     assert float(live) == pytest.approx(float(exact), rel=3e-2 if precision == "bf16" else 1e-6)
+
+
+def test_a_training_that_has_ended_comes_back_whole(architecture, tmp_path):
+    """Some families are stored under other names than their weights have."""
+    _, model, _, ids = architecture
+    schedule = PruningSchedule(final=0.5, prune_until=0.5)
+    config = TrainConfig(3, 1e-2, batch=4, evaluations=1, pruning=schedule)
+    first, second = copy_of(model), copy_of(model)
+    found = [train(each, ids, ids.flatten()[:60], tmp_path, config) for each in (first, second)]
+    assert found[0] == found[1] and found[0]["history"]
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+    stock = transformers.AutoModelForCausalLM.from_pretrained(next(tmp_path.glob("*/")))
+    assert all(map(torch.equal, first.parameters(), stock.parameters()))
 
 
 def share_of_zeros(model):

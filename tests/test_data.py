@@ -56,6 +56,27 @@ def test_a_file_or_its_folder_of_any_format(tmp_path, kind):
     )
 
 
+def test_wikitext_is_the_same_rows_in_a_text_file(tmp_path):
+    rows = [
+        "",
+        " = One = \n",
+        "",
+        " a @-@ b . \n",
+        " = = Part = = \n",
+        "",
+        " c \n",
+        " = Two = \n",
+        " d \n",
+    ] * 30
+    (tmp_path / "text.txt").write_text("".join(row or " \n" for row in rows), "utf-8")
+    pd.DataFrame({"text": rows}).to_parquet(tmp_path / "table.parquet")
+    text, table = (
+        corpora.load_text(str(tmp_path / name), tmp_path / "cache").splits
+        for name in ("text.txt", "table.parquet")
+    )
+    assert text == table and any(" = One = \n" in rows for rows in text.values())
+
+
 def test_named_files_are_the_splits(tmp_path):
     for name, text in (("train-0", "a b"), ("train-1", "c"), ("valid", "d"), ("test", "e f")):
         (tmp_path / f"{name}.txt").write_text(text, "utf-8")

@@ -6,7 +6,7 @@ from conftest import tiny_gpt2
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prunegpt_utils import flops, forward, masks
+from prunegpt_utils import flops, forward, masks, structured
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.losses import batch_loss
 
@@ -54,6 +54,23 @@ def test_zeros_save_nothing(model, rows):
     before = flops.training_flops(model, 72, BLOCK)
     masks.prune(model, "magnitude", 0.9, "global")
     assert flops.training_flops(model, 72, BLOCK) == before
+
+
+def test_heads_that_went_cost_nothing(rows):
+    small = known(structured.prune_structured(tiny_gpt2(), 0.0, 0.5, "magnitude").train())
+    step = counted(lambda: batch_loss(small, rows, TrainConfig(1, 1e-3)).backward())
+    assert flops.training_flops(small, rows[:, 1:].numel(), BLOCK)["student"] == step
+
+
+def test_a_teacher_of_hidden_states_makes_no_logits(rows):
+    student, teacher = known(tiny_gpt2()), known(tiny_gpt2(1))
+    config = TrainConfig(1, 1e-3, alpha=0.5, kd_loss="hidden_mse")
+    both = counted(lambda: batch_loss(student, rows, config, teacher).backward())
+    both -= counted(lambda: batch_loss(student, rows, TrainConfig(1, 1e-3)).backward())
+    found = flops.training_flops(
+        student, rows[:, 1:].numel(), BLOCK, teacher, teacher_head=False
+    )  # fmt: skip
+    assert found["teacher"] == both
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -8,6 +8,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import tiny_gpt2
+from safetensors.torch import load_file, save_file
 
 from prunegpt_utils import (
     checkpoints,
@@ -285,6 +286,21 @@ def test_each_round_removes_a_share_and_rewinds_the_learning_rate():
     assert factors[29] < 0.1 < 0.9 < factors[32]
 
 
+@pytest.mark.parametrize(("steps", "rounds"), [(20, 6), (160, 6), (160, 12), (100, 7)])
+def test_every_round_begins_and_ends_where_its_zeros_change(steps, rounds):
+    plan = TrainConfig(steps, 1.0, pruning=PruningSchedule(final=0.9, rounds=rounds), warmup=0.0)
+    held = [plan.pruning.sparsity(step, steps) for step in range(steps)]
+    begins = [step for step in range(steps) if step == 0 or held[step] > held[step - 1]]
+    assert len(begins) == rounds
+    assert all(plan.lr_at(step) > 0.9 for step in begins)
+
+
+@pytest.mark.parametrize("steps", [7, 100, 131, 160, 250, 400])
+def test_masks_are_computed_no_more_often_than_asked(steps):
+    schedule = PruningSchedule(final=0.9, start=0.5, prune_until=1.0, updates=40)
+    assert min(steps, 20) < len(schedule.cuts(steps)) <= 41 or steps == 7
+
+
 @pytest.mark.parametrize("final", [0.1, 0.2, 0.3, 0.7, 0.9])
 def test_the_last_round_has_the_final_sparsity_to_the_last_bit(final):
     assert PruningSchedule(final=final, rounds=3).sparsity(89, 90) == final
@@ -336,3 +352,38 @@ def test_a_cut_that_cannot_be_made_is_refused_before_the_first_step(model, ids, 
         with pytest.raises(ParameterError, match=message):
             train(model, windows(ids, 16), ids[:64], tmp_path, config)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_training_is_that_of_a_configuration_and_not_of_weights_alone(ids):
+    """Dropout and rotary positions are in no weight."""
+    data = windows(ids, 16), ids[:200], PLAN
+    plain, other = (tiny_gpt2(dropout=dropout) for dropout in (0.0, 0.5))
+    first, second, third = (
+        checkpoints.training_identity(student, *data, teacher)
+        for student, teacher in ((plain, plain), (other, plain), (plain, other))
+    )
+    assert first["model"] != second["model"] and first["teacher"] != third["teacher"]
+    again = tiny_gpt2()
+    again.config.use_cache, again.config._name_or_path = True, "elsewhere"
+    assert checkpoints.training_identity(again, *data, plain) == first
+
+
+def test_a_training_that_lacks_a_weight_is_refused(tmp_path, ids):
+    run(tmp_path, ids)
+    (path,) = tmp_path.rglob("model.safetensors")
+    weights = load_file(path)
+    save_file({k: v for k, v in weights.items() if "ln_f" not in k}, path, {"format": "pt"})
+    with pytest.raises(ParameterError, match="'model.safetensors' lacks transformer.ln_f.weight"):
+        run(tmp_path, ids)
+
+
+def test_no_steps_with_a_teacher_are_a_training_too(tmp_path, ids):
+    _, result = run(tmp_path, ids, replace(PLAN, steps=0), cache=tmp_path / "cache")
+    assert result["steps"] == 0 and result["tokens"] == 0
+
+
+@pytest.mark.parametrize("given", ["soon", "-1", "nan"])
+def test_seconds_between_checkpoints_must_be_some(tmp_path, ids, monkeypatch, given):
+    monkeypatch.setenv("PRUNEGPT_SAVE_EVERY", given)
+    with pytest.raises(ParameterError, match=f"PRUNEGPT_SAVE_EVERY: '{given}' must be a number"):
+        run(tmp_path, ids)

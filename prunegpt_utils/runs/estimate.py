@@ -35,11 +35,13 @@ def estimate(study: str) -> dict:
 
 
 def _known_records() -> Iterator[dict]:
+    from prunegpt_utils.distributed import device_name  # imports torch
+
     ours = paths.study_folder("x").parent.glob("*/records/*.json")
     for path in (*sorted(ours), *sorted(paths.ROOT.glob("results/*/*.json"))):
         with contextlib.suppress(ParameterError):  # of another version
             record = records.read(path)
-            if record["environment"]["device"] == records.device_name():
+            if record["environment"]["device"] == device_name():
                 yield record
 
 
@@ -50,7 +52,8 @@ def _alike(record, spec):
 
 def _seconds(alike, p):
     """Estimated seconds of a run at parameters `p`; None if nothing is like it."""
-    trained = [r["training"] for r in alike if r["training"]["tokens"]]
+    own = [r for r in alike if not records.trained_as(r)]
+    trained = [r["training"] for r in own if r["training"]["tokens"]]
     if not alike or p.get("epochs") or (p.get("steps") and not trained):
         return None
     rest = statistics.median(max(0, r["seconds"] - records.seconds_trained(r)) for r in alike)

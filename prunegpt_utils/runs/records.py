@@ -182,7 +182,7 @@ def environment() -> dict:
     import torch
 
     from prunegpt_utils.criteria import OWN
-    from prunegpt_utils.distributed import processes, processor_name
+    from prunegpt_utils.distributed import device_name, processes, processor_name
     from prunegpt_utils.hub import loaded_commits
 
     status = _git("status", "--porcelain")
@@ -194,14 +194,6 @@ def environment() -> dict:
         **({"own_criteria": OWN} if OWN else {}),
         **({"hub": commits} if (commits := loaded_commits()) else {}),  # of teachers as well
     }  # fmt: skip
-
-
-def device_name() -> str:
-    """What the runs of this machine run on."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    return torch.cuda.get_device_name() if cuda else f"cpu {platform.machine()}"
 
 
 def _git(*words):

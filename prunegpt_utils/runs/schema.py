@@ -117,6 +117,7 @@ class _Protocol(_Part):  # see `protocols.describe_protocol`
 class _Maker(_Part):  # of a training, which other runs with an equal one are given as well
     run: str  # study/run
     torch: str
+    device: str
     processor: str
 
 

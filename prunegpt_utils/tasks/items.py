@@ -7,6 +7,7 @@ scores by group.
 
 import random
 import re
+import unicodedata
 from typing import Any
 
 from datasets import Dataset
@@ -99,8 +100,22 @@ def score_page(doc: dict, results: list[float]) -> dict[str, tuple[float, int]]:
 
 
 def score_produced(doc: dict, results: list[str]) -> dict[str, int]:
-    """Whether what was produced begins with the answer, as whole words."""
-    return {"acc": int(bool(re.match(rf"\s*{re.escape(doc['answer'])}(?!\w)", results[0])))}
+    """Whether what was produced begins with the answer, as whole words; accents do not count.
+
+    The lists of answers have none: Brasilia, Bogota.
+    """
+    answers = (doc["answer"], *_ALSO.get(doc["answer"], ()))
+    names = "|".join(re.escape(_without_accents(answer)) for answer in answers)
+    found = re.match(rf"\s*({names})(?!\w)", _without_accents(results[0]))
+    return {"acc": int(bool(found))}
+
+
+_ALSO = {"Kyiv": ("Kiev",)}  # names that are as usual
+
+
+def _without_accents(text):
+    parts = unicodedata.normalize("NFKD", text)
+    return "".join(character for character in parts if not unicodedata.combining(character))
 
 
 def _dataset(rows):
