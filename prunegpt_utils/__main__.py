@@ -169,14 +169,13 @@ def tasks(arguments: list[str]) -> None:
     names = parameters.check("tasks", names.strip()) or task_records.DEFAULT
     number = parameters.from_text("task_samples", samples or "30")
     if name:
-        found = [task_records.find(name)]
+        found = {task_records.find(name): ""}
     else:
         parameters.check("study", study)
-        why = task_records.todo(study, names, number)
-        found = [(study, run) for run in why]
+        found = {(study, run): why for run, why in task_records.todo(study, names, number).items()}
     shown = {}
-    for place, run in found:
-        print(f"  {run} on {names} ...", flush=True)
+    for (place, run), why in found.items():
+        print(f"  {run} on {names} ...{f' ({why})' * bool(why)}", flush=True)
         record = task_records.score(place, run, names, number)
         shown[record["run"]] = record["tasks"]
         print(f"  {record['run']}: {record['seconds']:.0f} s, {task_records.path_of(place, run)}",
@@ -198,6 +197,8 @@ def study(arguments: list[str], resume: bool = False) -> None:
     from prunegpt_utils.runs import execution, paths, scheduler
 
     listed, gpus, *options = arguments
+    if not (gpus or "0").isdecimal():
+        raise ParameterError("GPUS", gpus, "must be a number of GPUs, such as 2")
     names, bad = listed.split() or [listed], False
     for name in names:
         check(name)

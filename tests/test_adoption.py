@@ -58,6 +58,24 @@ def test_what_is_there_stays(current, tmp_path):
     assert json.loads(mine.read_text("utf-8")) == {"mine": True}
 
 
+def test_what_stands_on_a_run_of_this_machine_is_not_taken(current, tmp_path):
+    mine = tmp_path / STUDY / "records" / "dense-seed0.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text(json.dumps({"mine": True}), "utf-8")
+    missing = adoption.adopt(STUDY)
+    assert missing["control-seed0"] == "dense-seed0 was made here"
+    assert taken(tmp_path) == {"dense-seed0", "zero-shot-seed0"}
+
+
+def test_files_are_as_old_as_what_stands_on_them_needs(current, tmp_path):
+    """Snakemake makes a run again whose record is older than one that it stands on."""
+    adoption.adopt("fair")
+    plan, folder = expansion.plan("fair"), tmp_path / "fair" / "records"
+    age = {run: (folder / f"{run}.json").stat().st_mtime_ns for run in plan}
+    links = [(run, need) for run, spec in plan.items() for need in spec.depends_on]
+    assert len(links) > 50 and all(age[run] >= age[need] for run, need in links)
+
+
 def test_scores_on_tasks_come_along(current, tmp_path, monkeypatch):
     run = "zero-shot-seed0"
     plan = {run: expansion.plan(STUDY)[run]}

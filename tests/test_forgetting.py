@@ -24,8 +24,14 @@ def test_what_is_left_is_counted_from_a_guess():
     # of each item (a - c) - share (d - c): 3/8, 3/8, -5/8, -1/8; sd 0.4787, error of the mean / 0.5
     half = 1.96 * math.sqrt(11 / 48) / 2 / 0.5
     assert found["high"] - found["share"] == pytest.approx(half)
-    same = forgetting.retained(scores("1110"), scores("1110"))
+    dense = scores("1110")
+    same = forgetting.retained(dense, dense)
     assert (same["share"], same["low"], same["high"]) == (1, 1, 1)
+
+
+def test_another_model_with_the_same_answers_is_not_known_to_be_the_same():
+    found = forgetting.retained(scores("1110"), scores("1110"))
+    assert (found["share"], found["low"], found["high"]) == (1, -0.5, 2.5)  # 3 / 4 of 1 / 2
 
 
 def test_none_right_of_a_few_items_is_not_none_of_all():
@@ -66,6 +72,22 @@ def test_a_row_a_cut_and_task_with_the_dense_model_first():
     assert len(forgetting.groups([cut_record()], "blimp")) == 3
 
 
+def test_a_verdict_is_of_one_cut_and_of_what_was_scored():
+    first = cut_record()
+    assert "produces 57 % (18 to 96) as many capitals" in forgetting.verdict([first])
+    assert forgetting.answer([first]).count("\n") == 1
+    for other in ({"seed": 1}, {"model": {"name": "other"}}):
+        both = [first, cut_record() | other]
+        assert forgetting.verdict(both) == forgetting.answer(both) == ""
+    patterned = cut_record()
+    for point in patterned["one_shot_curve"]:
+        point["scope"] = "2:4"
+    assert forgetting.verdict([first, patterned]) == forgetting.verdict([first])
+    for point in (first, *first["one_shot_curve"]):
+        del point["tasks"]["blimp"]
+    assert forgetting.verdict([first]) == ""
+
+
 def test_lost_is_what_the_interval_excludes():
     rows = forgetting.cuts([cut_record()])
     lost = forgetting.first_lost(rows).loc["SparseGPT"]
@@ -92,6 +114,20 @@ def test_trained_runs_stand_beside_the_dense_one_of_their_seed():
     rows = forgetting.trained(found, scored)
     assert rows.recipe.tolist() == ["control", "gradual"]  # seed 1 has no dense run
     assert rows.share.tolist() == [1, 0.5] and rows.ratio.tolist() == pytest.approx([1, 1.5])
+
+
+def test_each_run_stands_beside_the_reference_that_it_names():
+    runs = [("control-steps10", "", 20.0), ("control-steps99", "", 10.0), ("gradual-steps10", "control-steps10", 40.0),
+            ("gradual-steps99", "control-steps99-seed0", 40.0)]  # fmt: skip
+    found = [
+        {"run": f"{recipe}-seed0", "recipe": recipe, "base_recipe": recipe.partition("-")[0], "seed": 0,
+         "parameters": {"reference": reference}, "sparsity": {"prunable": 0.5 * bool(reference)},
+         "metrics": {"validation": {"nll": math.log(ppl)}}}
+        for recipe, reference, ppl in runs
+    ]  # fmt: skip
+    scored = {record["run"]: {"blimp": scores("1110", 0.5)} for record in found}
+    rows = forgetting.trained(found, scored).set_index("recipe")
+    assert rows.ratio.to_dict() == pytest.approx({"gradual-steps10": 2, "gradual-steps99": 4})
 
 
 def test_what_the_teacher_changes_is_counted_item_by_item():

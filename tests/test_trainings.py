@@ -2,6 +2,9 @@
 
 import os
 import re
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import cheap_study, measured, papermill
@@ -53,6 +56,23 @@ def test_what_is_in_use_or_has_not_ended_stays(monkeypatch):
     assert trainings.clear()[::2] == (1, 0) and left() == set()
 
 
+def test_a_lock_that_was_removed_while_one_waited_for_it_locks_nothing(runs_folder):
+    """Who waited gets the lock of the file that is there now."""
+    path, order = runs_folder / "place" / "lock", []
+
+    def second():
+        with acquire(path):
+            order.append(path.exists())
+
+    with ThreadPoolExecutor(1) as pool:
+        with acquire(path):
+            waiting = pool.submit(second)
+            time.sleep(0.2)
+            shutil.rmtree(path.parent)
+        waiting.result()
+    assert order == [True]
+
+
 def test_clean_store_says_what_it_did(capsys):
     commands.main(["clean-store"])
     ended("a", 1, 2 * 10**8)
@@ -72,7 +92,7 @@ def test_a_limit_that_is_none_is_told_before_any_work(monkeypatch, given):
 
 def test_a_training_that_was_given_took_no_time_of_the_run():
     training = {"steps": 5, "tokens": 10, "seconds": 60.0}
-    maker = {"run": "mine/dense-seed0", "torch": "2.13.0", "processor": "one"}
+    maker = {"run": "mine/dense-seed0", "torch": "2.13.0", "device": "cpu", "processor": "one"}
     given = {"study": "other", "run": "dense-seed0", "training": training | {"made_by": maker}}
     assert records.seconds_trained(given) == 0
     assert records.seconds_trained(given | {"study": "mine"}) == 60

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from prunegpt_utils.report.methods import method_label
+from prunegpt_utils.report.statistics import exp
 
 # runs of a group differ by their seeds alone
 GROUP = ["recipe", "requested", "neurons", "heads", "blocks"]
@@ -17,9 +18,9 @@ def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
 
     The candidates are the trained runs of the same base model and number of steps, those of the
     run they went on from included, from which nothing was removed, all seeds of a recipe together;
-    the one with the lowest mean validation loss is the best. A study whose fine-tuned models train
-    on for one number of steps has one best dense model, that of all its runs. A ratio is to the run
-    of the same seed, NaN if there is none.
+    the best is chosen as by `chosen_on_validation`. A study whose fine-tuned models train on for
+    one number of steps has one best dense model, that of all its runs of as many steps or fewer. A
+    ratio is to the run of the same seed, NaN if there is none.
 
     Args:
         table: rows of `frames.frame`, with model (name of the base model), size (its weights that
@@ -65,7 +66,8 @@ def _budgets(table, candidates):
     further = candidates[candidates.init_from != ""]
     known = (further if len(further) else candidates).groupby("model").total.unique()
     only = {model: steps[0] for model, steps in known.items() if len(steps) == 1}
-    return table.model.map(only).fillna(table.total).astype(table.total.dtype)
+    found = table.model.map(only)
+    return table.total.where(~(table.total <= found), found).astype(table.total.dtype)
 
 
 def _best(candidates):
@@ -77,17 +79,24 @@ def _best(candidates):
 def chosen_on_validation(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Of each group of rows the runs, all seeds, of the recipe with the lowest validation loss.
 
+    Recipes of fewer seeds than another one of their group are not chosen: one lucky seed would
+    stand against the mean of several.
+
     Args:
         table: of `frames.frame`.  by: columns that make the groups.
     """
     losses = table.assign(nll=np.log(table.perplexity.astype(float)))
-    means = losses.groupby([*by, "recipe"], sort=False, dropna=False).nll.mean().reset_index()
-    best = means.sort_values("nll", kind="stable").drop_duplicates(by)
+    groups = losses.groupby([*by, "recipe"], sort=False, dropna=False)
+    means = groups.agg(nll=("nll", "mean"), seeds=("seed", "nunique")).reset_index()
+    means = means.sort_values(["seeds", "nll"], ascending=[False, True], kind="stable")
+    best = means.drop_duplicates(by)
     return table.merge(best[[*by, "recipe"]], on=[*by, "recipe"])
 
 
 def small_models(table: pd.DataFrame) -> pd.DataFrame:
     """Trained dense models with fewer weights: cut down to whole parts, or small from the start.
+
+    Those that were trained for as long as the best dense model that they are held against.
 
     Args:
         table: of `frames.frame`, of which the rows are; `recipe` says here how much is gone, too.
@@ -95,6 +104,7 @@ def small_models(table: pd.DataFrame) -> pd.DataFrame:
     largest = table["size"].max()
     asked = (table[GROUP[2:]] > 0).any(axis=1) | (table["size"] < largest)
     small = table[asked & (table.requested == 0) & (table.steps > 0) & table.test_ratio.notna()]
+    small = small[small.total == small.budget]
     sizes = small[GROUP[2:]].astype(str).agg(" ".join, axis=1) if len(small) else ""
     return small.assign(recipe=small.recipe + " " + sizes)
 
@@ -102,8 +112,8 @@ def small_models(table: pd.DataFrame) -> pd.DataFrame:
 def intervals(table: pd.DataFrame) -> dict[tuple, tuple[float, float]]:
     """95 % intervals of the test ratio to the best dense model, over the windows of the text.
 
-    The difference of two models in a window is averaged over the seeds that have both; the
-    interval is that of `evaluation.paired_difference` over windows. It says what other text of the
+    The difference of two models in a window is averaged over the seeds; the interval is that of
+    `evaluation.paired_difference` over the windows that are whole. It says what other text of the
     kind could change, and nothing of other seeds.
 
     Args:
@@ -111,16 +121,17 @@ def intervals(table: pd.DataFrame) -> dict[tuple, tuple[float, float]]:
 
     Returns:
         dict: {values of `GROUP`: (low, high)}, ratios of perplexities, of the groups whose records
-        hold the losses of each window; a dense model has none to itself.
+        all hold the losses of each window, as those that they are compared with; a dense model has
+        none to itself.
     """
     windows, found = table.set_index("run").windows, {}
-    known = table[table.windows.notna() & table.dense_run.notna() & (table.run != table.dense_run)]
+    known = table[table.dense_run.notna() & (table.run != table.dense_run)]
     for group, runs in known.groupby(GROUP, sort=False):
         pairs = [(windows[run], windows[dense]) for run, dense in runs[["run", "dense_run"]].values]
-        pairs = [pair for pair in pairs if pair[1] is not None and len(pair[0]) == len(pair[1])]
-        if pairs:
+        counts = {len(one) if isinstance(one, list) else 0 for pair in pairs for one in pair}
+        if len(counts) == 1 and min(counts) > 2:
             ours, theirs = np.mean(pairs, axis=0)
-            found[group] = _interval(tuple(ours - theirs))
+            found[group] = _interval(tuple((ours - theirs)[:-1]))  # the last one may be a part
     return found
 
 
@@ -133,7 +144,7 @@ def _interval(differences):
 
     losses = torch.tensor(differences, dtype=torch.float64)
     found = paired_difference(losses, torch.zeros_like(losses), window=1)
-    return math.exp(found["low"]), math.exp(found["high"])
+    return exp(found["low"]), exp(found["high"])
 
 
 def told_apart(table: pd.DataFrame) -> float:
@@ -154,7 +165,8 @@ def names(table: pd.DataFrame) -> list[str]:
     """Which model is the best dense one: a line a base model and number of steps.
 
     A line says so where nothing but the plain control is known, where the best model's kind was
-    trained at one learning rate only, and where a dense model of fewer steps is better.
+    trained at one learning rate only, where a dense model of fewer steps is better, and where one
+    of fewer seeds was better at these by more than the text tells apart.
     """
     candidates, lines = _candidates(table), []
     rest = table[~table.run.isin(candidates.run)]
@@ -171,8 +183,11 @@ def names(table: pd.DataFrame) -> list[str]:
             fewer = means[model][means[model].index.get_level_values("total") < total]
             beaten = len(fewer) and fewer.min() < means[model, total, recipe]
             unswept = others[others.base_recipe == row.base_recipe].lr.nunique() < 2
+            losses = np.log(others.set_index(["recipe", "seed"]).perplexity.astype(float))
+            apart = losses - losses[recipe].reindex(losses.index, level="seed")
+            better = (apart.groupby("recipe").mean() < -told_apart(table)).any()
             remarks = [_ALONE] if alone else [_UNSWEPT] * unswept
-            remarks += [_BEATEN] * bool(beaten)
+            remarks += [_BEATEN] * bool(beaten) + [_FEWER] * bool(better)
             place = f"{model}, " if candidates.model.nunique() > 1 else ""
             name = label.replace(": fine-tuned for as long", "")
             lines.append(f"{name} ({'; '.join([f'{place}{row.steps:,} steps', *remarks])})")
@@ -181,4 +196,5 @@ def names(table: pd.DataFrame) -> list[str]:
 
 _ALONE = "no other dense model was trained for as many"
 _UNSWEPT = "its learning rate was not swept"
+_FEWER = "another did better at the seeds that it has, which are fewer"
 _BEATEN = "a dense model of fewer steps is better"

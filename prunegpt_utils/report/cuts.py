@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 
 from prunegpt_utils.report.figure_files import log_axes
 from prunegpt_utils.report.methods import CRITERIA, TEXT_LABELS
-from prunegpt_utils.report.statistics import half_width, with_interval
+from prunegpt_utils.report.statistics import exp, half_width, with_interval
 
 OWN = "validation"  # how the text of a run itself is called here; others go by their names
+_TEXTLESS = ("magnitude",)  # criteria that look at no text, and draw nothing
 _COLUMNS = ("model", "criterion", "scope", "sparsity", "seed", "text", "perplexity", "nats")
 
 
@@ -73,7 +74,7 @@ def ratio_table(rows: pd.DataFrame, levels: Sequence[float | str]) -> pd.DataFra
     """
     parts = {}
     for level in levels:
-        found = at_level(rows, level).assign(ratio=lambda each: each.nats.map(math.exp))
+        found = at_level(rows, level).assign(ratio=lambda each: each.nats.map(exp))
         if isinstance(level, str):
             found = found.assign(scope="")
         name = level if isinstance(level, str) else f"{100 * level:.0f} %"
@@ -123,18 +124,20 @@ def _called(arm):
 def _gaps(rows, better, worse):
     """Of each seed, nats of the worse less those of the better.
 
-    What looks at no text has one seed, which stands for all of them.
+    Those that both have; what looks at no text has one seed, which stands for all of them.
     """
-    arms = []
+    arms, alone = [], []
     for name in (better, worse):
         criterion, _, scope = name.partition(", ")
         arm = rows[rows.criterion == criterion]
         arm = arm[arm.scope == scope] if scope and not arm.scope.str.contains(":").all() else arm
         arms.append(arm.set_index("seed").nats)
+        alone.append(criterion in _TEXTLESS and len(arm) == 1)
     first, second = arms
-    if len(first) == 1 or len(second) == 1:
-        longer = first if len(first) > 1 else second
-        first, second = (a.reindex(longer.index, method="nearest") for a in (first, second))
+    if alone[0]:
+        first = first.reindex(second.index, method="nearest")
+    elif alone[1]:
+        second = second.reindex(first.index, method="nearest")
     apart = (second - first).dropna()
     return apart if apart.any() else apart[:0]  # a pattern ranks alike in every scope
 
@@ -153,7 +156,7 @@ def ratio_curves(rows: pd.DataFrame, text: str, title: str) -> Figure:
         for criterion in dict.fromkeys([*CRITERIA, *mine.criterion]):
             label, colour, marker = CRITERIA.get(criterion, (criterion, "#000000", "P"))
             for scope, group in mine[mine.criterion == criterion].groupby("scope"):
-                curve = group.groupby("sparsity").nats.mean().map(math.exp)
+                curve = group.groupby("sparsity").nats.mean().map(exp)
                 axes.plot(
                     curve, marker=marker, color=colour, linestyle=dashes, markersize=6.5,
                     markerfacecolor=colour if scope == "global" else "white",

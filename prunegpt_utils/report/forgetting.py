@@ -13,6 +13,7 @@ from matplotlib.transforms import Affine2D
 from prunegpt_utils.report import figure_files
 from prunegpt_utils.report.figure_files import percent_axis
 from prunegpt_utils.report.methods import CRITERIA
+from prunegpt_utils.report.statistics import exp
 from prunegpt_utils.runs import paths, task_records
 from prunegpt_utils.runs.records import read_study
 
@@ -37,7 +38,7 @@ def retained(found: Mapping, dense: Mapping) -> dict[str, float]:
     The interval is that of a ratio of means over the same items (delta method, Cochran 1977,
     section 6.4), on both sides 1.96 standard errors: what other items of the kind could change. It
     says nothing of another cut. Of n items of which none is right it ends at 3 / n (Hanley and
-    Lippman-Hand 1983).
+    Lippman-Hand 1983); where none of them was answered otherwise than before, 3 / n of them may be.
 
     Args:
         found, dense: of one task, as `tasks.scoring.score_tasks` returns them.
@@ -52,10 +53,14 @@ def retained(found: Mapping, dense: Mapping) -> dict[str, float]:
     gain = before.mean() - chance
     share = (right.mean() - chance) / gain if gain > 0 else math.nan
     rest = (right - chance) - share * (before - chance)  # of each item
-    error = rest.std(ddof=1) / math.sqrt(len(rest)) / gain if gain > 0 else math.nan
+    half = 1.96 * rest.std(ddof=1) / math.sqrt(len(rest)) / gain if gain > 0 else math.nan
+    if gain > 0 and found is not dense and (right == before).all():
+        half = 3 / len(rest) / gain
     means = {"accuracy": right.mean(), "dense": before.mean(), "share": share}
-    high = share + 1.96 * error if right.any() else (3 / len(right) - chance) / gain
-    bounds = {"low": share - 1.96 * error, "high": high}
+    high = share + half
+    if gain > 0 and not right.any():
+        high = (3 / len(right) - chance) / gain
+    bounds = {"low": share - half, "high": high}
     return {"items": len(rest), "chance": chance, **means, **bounds}
 
 
@@ -83,7 +88,7 @@ def cuts(records: Sequence[dict]) -> pd.DataFrame:
         before = record["metrics"]["validation"]["nll"]
         for point in _with_dense(curve, whole, before):
             arm = record["model"]["name"], point["criterion"], point["scope"], record["seed"]
-            ratio = math.exp(point["validation"]["nll"] - before)
+            ratio = exp(point["validation"]["nll"] - before)
             for task in [name for name in ABILITIES if name in point.get("tasks", {})]:
                 values = retained(point["tasks"][task], whole[task]).values()
                 rows.append((*arm, point["sparsity"], ratio, task, *values))
@@ -101,8 +106,8 @@ def trained(records: Sequence[dict], scored: Mapping[str, Mapping]) -> pd.DataFr
     """One row a trained run and task, beside a dense run that was trained for as long.
 
     Args:
-        records: of one study. All are held against the dense run of their seed, of the recipe that
-            those of cut models are compared with, their `reference`.
+        records: of one study. Each is held against the dense run that its `reference` names, of
+            its seed; one that names none against that of the cut models, if they agree.
         scored: {run: scores}, see `runs.task_records.scored`.
 
     Returns:
@@ -111,12 +116,14 @@ def trained(records: Sequence[dict], scored: Mapping[str, Mapping]) -> pd.DataFr
     """
     by_name, rows = {record["run"]: record for record in records}, []
     cut = [record for record in records if record["sparsity"]["prunable"] > 0]
-    dense = next(filter(None, (record["parameters"].get("reference") for record in cut)), "")
+    named = {record["parameters"].get("reference") or "" for record in cut} - {""}
+    shared = named.pop() if len(named) == 1 else ""
     for run, record in by_name.items():
-        whole = f"{dense}-seed{record['seed']}"
+        dense = record["parameters"].get("reference") or shared
+        whole = dense if dense in by_name else f"{dense}-seed{record['seed']}"
         if run in scored and whole in scored and whole in by_name:
             ends = (by_name[name]["metrics"]["validation"]["nll"] for name in (run, whole))
-            ratio = math.exp(next(ends) - next(ends))
+            ratio = exp(next(ends) - next(ends))
             share = record["sparsity"]["prunable"]
             shares = record["sparsity"].get("requested", share), share
             arm = record["recipe"], record["base_recipe"], record["seed"], *shares, ratio
@@ -238,10 +245,11 @@ def first_lost(rows: pd.DataFrame, share: float = 0.5) -> pd.DataFrame:
 def answer(records: Sequence[dict], criterion: str = "sparsegpt") -> str:
     """What is left after each cut by one criterion, in sentences; '' if no task was scored.
 
-    Of each sparsity the intervals are those of `retained`.
+    Of each sparsity the intervals are those of `retained`; '' as well if there is more than one
+    such cut, of several models or seeds.
     """
-    rows = cuts(records)
-    rows = rows[(rows.criterion == criterion) & (rows.sparsity > 0)]
+    rows = _of_one_cut(cuts(records), criterion)
+    rows = rows[(rows.sparsity > 0) & rows.share.notna()]
     lines = []
     for sparsity, each in rows.groupby("sparsity"):
         left = ", ".join(
@@ -255,18 +263,24 @@ def answer(records: Sequence[dict], criterion: str = "sparsegpt") -> str:
     return "\n".join(lines)
 
 
+def _of_one_cut(rows, criterion):
+    """Rows of `cuts` by one criterion but for patterns; none if they are of several cuts."""
+    rows = rows[(rows.criterion == criterion) & ~rows.scope.astype(str).str.contains(":")]
+    several = len(rows[["model", "scope", "seed"]].drop_duplicates()) > 1
+    return rows[:0] if several else rows
+
+
 def verdict(records: Sequence[dict], criterion: str = "sparsegpt") -> str:
     """One sentence: what is lost at the lowest sparsity that takes a fact; '' if none was.
 
     It is of the lowest measured sparsity after which less is left of the capitals that are
     produced, the whole interval below all of it.
     """
-    rows = cuts(records)
-    rows = rows[rows.criterion == criterion]
+    rows = _of_one_cut(cuts(records), criterion)
     facts = rows[(rows.task == "capitals_produced") & (rows.high < 1)]
-    if facts.empty:
-        return ""
     here = rows[rows.sparsity == facts.sparsity.min()].set_index("task")
+    if facts.empty or "blimp" not in here.index:
+        return ""
     grammar, fact = (
         "{:.0f} % ({:.0f} to {:.0f})".format(*100 * here.loc[task, ["share", "low", "high"]])
         for task in ("blimp", "capitals_produced")
@@ -274,8 +288,8 @@ def verdict(records: Sequence[dict], criterion: str = "sparsegpt") -> str:
     return (
         f"With {100 * facts.sparsity.min():.0f} % of a real language model's block weights cut "
         f"({CRITERIA[criterion][0]}, not retrained), its perplexity is {here.ratio.iloc[0]:.2f} x "
-        f"what it was, {grammar} of its grammar above a guess is left, and {fact} of the capitals "
-        f"that it could produce."
+        f"what it was, {grammar} of its grammar above a guess is left, and it produces {fact} as "
+        f"many capitals."
     )
 
 
@@ -333,10 +347,15 @@ def curves(rows: pd.DataFrame) -> Figure:
 
 
 def save_recovered(study: str) -> Path | None:
-    """Draw `recovered` into a study's figures; its path, or None if no cut model was scored."""
+    """Draw `recovered` into a study's figures; its path.
+
+    None if no cut model was scored, or the study makes one kind of run in several ways.
+    """
     found, folder = read_study(study)
     rows = trained(found, task_records.scored(folder))
-    if not (rows.requested > 0).any():
+    rows = rows[rows.requested > 0]
+    # of a kind of run of several recipes, as rates that are swept, no point would be one of them
+    if rows.empty or rows.groupby(["base_recipe", "requested"]).recipe.nunique().max() > 1:
         return None
     figure_files.style()
     return figure_files.save(recovered(rows), paths.study_folder(study) / "figures", "recovered")

@@ -101,6 +101,7 @@ def _steps_before(table):
     """Steps of the runs that runs went on from, by the names of their recipes."""
     steps = dict(zip(table.base_recipe, table.steps, strict=True))
     steps |= dict(zip(table.recipe, table.steps, strict=True))
+    steps |= dict(zip(table.run, table.steps, strict=True))
     return table.init_from.map(lambda name: steps.get(name, 0)).astype(int)
 
 

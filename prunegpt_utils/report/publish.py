@@ -23,7 +23,8 @@ def publish(study: str) -> list[Path]:
     """Put a finished study's records, figures and numbers into the repository; list what changed.
 
     Raises:
-        ParameterError: changes are not committed, runs are missing, or records are not valid.
+        ParameterError: changes are not committed, runs are missing, records are not valid or not
+            planned, figures are older than records, or published task scores would be lost.
     """
     if records.environment()["dirty"]:
         raise ParameterError("tree", "dirty", "must be committed before results are published")
@@ -34,8 +35,9 @@ def publish(study: str) -> list[Path]:
         raise ParameterError("study", study, f"is out of date: {run}: {why}")
     for problem in validate(study):
         raise ParameterError("study", study, f"has records that are not sound: {problem}")
+    _check_complete(study, folder)
     readme = paths.ROOT / "README.md"
-    targets = paths.ROOT / "results" / study, paths.ROOT / "figures" / study
+    targets = _results(study), paths.ROOT / "figures" / study
     for source, target in zip(("records", "figures"), targets, strict=True):
         with atomic_path(target) as part:
             ignore = shutil.ignore_patterns("plan.*", ".*")
@@ -50,6 +52,28 @@ def publish(study: str) -> list[Path]:
         with atomic_path(path) as part:
             part.write_text(text, "utf-8")
     return [*targets, page, readme]
+
+
+def _check_complete(study, folder):
+    """Raise if what would be published is more than the study, or less than it was."""
+    found = sorted((folder / "records").glob("*.json"))
+    if strange := {path.stem for path in found} - expansion.plan(study).keys():
+        named = ", ".join(sorted(strange))
+        raise ParameterError("study", study, f"has records that it does not plan: {named}")
+    drawn = folder / "figures" / ".drawn"
+    newest = max(path.stat().st_mtime for path in found)
+    if not drawn.exists() or drawn.stat().st_mtime < newest:
+        advice = f"has figures older than its records; `make study STUDY={study}` draws them"
+        raise ParameterError("study", study, advice)
+    scores = (task_records.beside(place) for place in (folder / "records", _results(study)))
+    ours, published = ({path.stem for path in place.glob("*.json")} for place in scores)
+    if lost := published - ours:
+        advice = f"has no task scores of {', '.join(sorted(lost))}, which are published"
+        raise ParameterError("study", study, f"{advice}; `make tasks STUDY={study}` makes them")
+
+
+def _results(study):
+    return paths.ROOT / "results" / study
 
 
 def study_page(study: str) -> str:

@@ -48,12 +48,22 @@ def build(study: str) -> Path:
 
 
 def _points(table):
-    """What the chart shows: a run a point; the mean of those marked as dense is a line."""
+    """What the chart shows: a run a point; the mean of those marked as dense is a line.
+
+    Where runs are compared with several best dense models, as of several lengths, none is marked.
+    """
     styles = [style_of(*of) for of in zip(table.base_recipe, table["axes"], strict=True)]
-    points = table.assign(dense=table.run.isin(table.dense_run))
+    points = table.assign(dense=table.run.isin(_shared_dense(table)))
     points["colour"], points["marker"] = [of[1] for of in styles], [of[2] for of in styles]
     points = points[np.isfinite(table.test.astype(float))][_POINT].astype(object)
     return points.where(points.notna(), None).to_dict("records")
+
+
+def _shared_dense(table):
+    """Names of the runs of the best dense model that all runs are compared with, if it is one."""
+    compared = table[table.dense_run.notna() & ~table.run.isin(table.dense_run)]
+    several = len(compared[["model", "budget", "dense"]].drop_duplicates()) > 1
+    return set() if several else set(compared.dense_run)
 
 
 def _views(study, table, found):
@@ -71,7 +81,7 @@ def _views(study, table, found):
         view = _view(study, row, with_sample[row.run], size)
         shown.setdefault(row.label, {}).setdefault(row.percent, view)
     first = _view(study, reference, with_sample[reference.run], size)
-    return {"views": shown, "reference": first}
+    return {"views": shown, "reference": first | {"best": reference.run in _shared_dense(table)}}
 
 
 def _view(study, row, record, dense):
@@ -87,7 +97,7 @@ def _view(study, row, record, dense):
         "run": row.run, "label": row.label, "seed": row.seed, "numbers": numbers,
         "read": record["sample"]["read"], "written": record["sample"]["written"],
         "matrices": record.get("sparsity_by_matrix"), "mask": _mask(study, record),
-        "loss": math.log(row.perplexity),
+        "loss": math.log(row.perplexity) if math.isfinite(row.perplexity) else None,
     }  # fmt: skip
 
 

@@ -199,7 +199,7 @@ def answer(table: pd.DataFrame) -> str:
     """The study's answer in sentences, one a sparsity; '' if it has none, see `_arms`."""
     lines = [
         f"- **{100 * sparsity:.0f} % of the block weights gone**: {_sentence(table, arms)}; "
-        f"{_seeds(arms)}. Left of the whole model: {100 * _kept(table, arms):.0f} %."
+        f"{_seeds([arms])}. Left of the whole model: {100 * _kept(table, arms):.0f} %."
         for sparsity, arms in _arms(table).items()
     ]
     names = ", ".join(best_dense.names(table))
@@ -215,17 +215,19 @@ def verdict(table: pd.DataFrame, sparsities: Collection[float] = (0.5, 0.9)) -> 
         for share, arms in found.items()
     ]
     text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]} ({_seeds(next(iter(found.values())))})." if text else ""
+    return f"{text[0].upper()}{text[1:]} ({_seeds(found.values())})." if text else ""
 
 
 def short(table: pd.DataFrame) -> str:
     """A small table of the answer: a row a sparsity, test perplexity ± its spread over seeds."""
     test, found = table.set_index("run").test, _arms(table)
     columns = [name for name in _SHORT if any(name in arms for arms in found.values())]
-    best, cells = _plus_minus(test[test.index.isin(table.dense_run)]), []
+    cells = []
     for sparsity, arms in found.items():
         means = [_plus_minus(test[arms.get(name, [])]) or "none" for name in columns]
-        cells.append((f"{100 * sparsity:.0f} %", f"{100 * _kept(table, arms):.0f} %", *means, best))
+        theirs = table[table.run.isin(arms["with a teacher"])].dense_run.dropna().unique()
+        means.append(_plus_minus(test[theirs]))
+        cells.append((f"{100 * sparsity:.0f} %", f"{100 * _kept(table, arms):.0f} %", *means))
     titles = ("block weights gone", "left of the whole model", *columns, "best dense model")
     return markdown_table(titles, cells, range(1, len(titles)))
 
@@ -272,7 +274,8 @@ def _arms_of_sweeps(table):
         arms = {"with a teacher": runs[runs.base_recipe == "gradual-distilled"],
                 "without one": runs[runs.base_recipe == "gradual"]}  # fmt: skip
         fits = small[small.bytes16 <= runs.bytes16.mean()]
-        arms[_SMALL] = best_dense.chosen_on_validation(fits, ["total"])
+        fits = fits[fits.model.isin(runs.model) & fits.budget.isin(runs.budget)]
+        arms[_SMALL] = best_dense.chosen_on_validation(fits, ["model", "budget"])
         if len(arms["with a teacher"]):
             yield sparsity, {name: list(each.run) for name, each in arms.items() if len(each)}
 
@@ -291,9 +294,13 @@ def _sentence(table, arms, intervals=True):
     return ", ".join(parts)
 
 
-def _seeds(arms):
-    count = len(arms["with a teacher"])
-    return f"{count} seeds" if count > 1 else "one seed"
+def _seeds(found):
+    """How many runs stand behind each number of some arms."""
+    counts = {len(runs) for arms in found for runs in arms.values()}
+    low, high = min(counts), max(counts)
+    if low < high:
+        return f"{low} to {high} seeds"
+    return f"{high} seeds" if high > 1 else "one seed"
 
 
 def _in_words(table, runs, intervals=True):

@@ -18,9 +18,9 @@ def require(ref: str, p: dict) -> dict | None:
             the one that asks. The model of a teacher or a reference may be another one, if its
             tokens are the same.
     """
-    try:
+    if study_files.exists(p["study"]):
         content = study_files.load(p["study"])
-    except ParameterError:  # a study of the reader's own: made like the default one
+    else:  # a study of the reader's own: made like the default one
         content = study_files.load("pydocs") | {"study": p["study"]}
         shared = (*expansion.SHARED, "batch", "gradient_accumulation_steps")
         content["parameters"] = {key: p[key] for key in shared if key in p}

@@ -294,11 +294,12 @@ def resolver(content: dict) -> Callable:
 
 
 def find(values: dict) -> RunSpec | None:
-    """The planned run that has the name of a run at these parameters."""
-    try:
-        return plan(values["study"]).get(run_name(values))
-    except ParameterError:  # a study of the reader's own, made run by run
-        return None
+    """The planned run that has the name of a run at these parameters.
+
+    None if it is not planned, as in a study of the reader's own, made run by run.
+    """
+    study = values["study"]
+    return plan(study).get(run_name(values)) if study_files.exists(study) else None
 
 
 def decide(study: str) -> None:

@@ -41,10 +41,12 @@ def load(study: str) -> dict:
 
 def load_or_empty(study: str) -> dict:
     """The same, or a study without runs if it is one of the reader's own, made run by run."""
-    try:
-        return load(study)
-    except ParameterError:
-        return {"study": study, "notebooks": {}}
+    return load(study) if exists(study) else {"study": study, "notebooks": {}}
+
+
+def exists(study: str) -> bool:
+    """Whether there is a study file of this name, right or wrong."""
+    return study in _study_files()
 
 
 def location(study: str) -> str:

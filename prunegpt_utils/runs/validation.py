@@ -140,6 +140,10 @@ def comparison(old: dict, new: dict) -> tuple[bool, list[str]]:
     for key, now in new["environment"].items():
         then = old["environment"].get(key, "not recorded")
         lines += [f"{key}: {then} then, {now} now"] * (then != now)
+    makers = [record["training"].get("made_by") or {} for record in (old, new)]
+    for key in makers[1].keys() & makers[0].keys() - {"run"}:
+        then, now = (maker[key] for maker in makers)
+        lines += [f"training: {key}: {then} then, {now} now"] * (then != now)
     if changes := staleness.code_changes(old.get("code"), new.get("code")):
         lines.append(f"{changes} since")
     return equal, lines

@@ -292,12 +292,12 @@ function passage(view) {
   const differences = view.read.map(([, loss], place) => (same ? loss - base[place][1] : 0));
   const mean = (read) => read.reduce((sum, [, loss]) => sum + loss, 0) / read.length;
   const change = mean(view.read) - (same ? mean(base) : 0);
-  const whole = view.loss - (data.reference?.loss ?? 0);
+  const whole = view.loss === null ? Infinity : view.loss - (data.reference?.loss ?? 0);
   const worse = differences.filter((each) => each >= 1).length;
   const better = differences.filter((each) => each <= -1).length;
   const summary = !same ? "It splits the text otherwise than the dense model: no difference is shown."
     : view === data.reference ? "The dense model itself: no difference."
-    : `${nats(Math.abs(change))} ${change < 0 ? "less" : "more"} than the dense model; ${worse} of ${view.read.length} tokens at least 1 nat worse, ${better} better. Over the whole text ${nats(Math.abs(whole))} ${whole < 0 ? "less" : "more"}.`;
+    : `${nats(Math.abs(change))} ${change < 0 ? "less" : "more"} than the dense model; ${worse} of ${view.read.length} tokens at least 1 nat worse, ${better} better. Over the whole text ${Number.isFinite(whole) ? nats(Math.abs(whole)) : "infinitely many"} ${whole < 0 ? "less" : "more"}.`;
   const tokens = view.read.map(([text, loss], place) => {
     const token = make("span", { title: `${nats(loss)} nats, ${differences[place] < 0 ? "" : "+"}${nats(differences[place])}` }, text);
     token.style.background = shade(differences[place]) || "none";
@@ -340,7 +340,7 @@ function compare() {
   const level = levels[slider.value];
   const name = level ? `${level} %` : "none: dense";
   const views = sides.map((side) => (level ? data.views[side.value][level] : data.reference));
-  const names = views.map((view, place) => (level ? `${short(sides[place].value)}, ${level} %` : `best dense model: ${short(data.reference?.label ?? "")}`));
+  const names = views.map((view, place) => (level ? `${short(sides[place].value)}, ${level} %` : `${data.reference?.best ? "best dense model" : "dense model"}: ${short(data.reference?.label ?? "")}`));
   find("#level-name").textContent = name;
   slider.setAttribute("aria-valuetext", name);
   const measures = [...new Set(views.flatMap((view) => Object.keys(view?.numbers ?? {})))];
