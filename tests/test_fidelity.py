@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from conftest import tiny_gpt2, tokens_of
 
 from prunegpt_utils import evaluation, fidelity
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.report import tables
+from prunegpt_utils.report import fidelity_plots, tables
 
 
 @pytest.fixture
@@ -148,3 +149,23 @@ def test_the_table_says_in_words_what_the_record_holds():
     }  # fmt: skip
     table = tables.fidelity_table(found)["beside control-seed0"].tolist()
     assert table == ["0.123", "80.0 %", "5.0 %", "1.0 %", "2.1 %", "3.0 %"]
+
+
+def test_the_figure_has_the_means_and_what_two_dense_models_have():
+    def of(recipe, requested, kl):
+        kept = {"kl": kl, "flips_to_wrong": kl / 10, "flips_to_right": kl / 20, "same_top": 0.5}
+        return {"recipe": recipe, "base_recipe": recipe, "requested": requested, "fidelity": kept}
+
+    rows = [of("control", 0.0, 0.1), of("control", 0.0, 0.3), of("gradual", 0.5, 0.4),
+            of("gradual", 0.5, 0.8), of("gradual", 0.9, 1.2), of("zero-shot", 0.0, 9.0)]  # fmt: skip
+    table = pd.DataFrame([*rows, of("gradual", 0.7, 1.0) | {"fidelity": None}])
+    figure = fidelity_plots.fidelity_by_sparsity(table)
+    left, right = figure.axes
+    (line, level) = left.lines
+    assert line.get_xdata().tolist() == [0.5, 0.9]
+    assert line.get_ydata() == pytest.approx([0.6, 1.2]) and level.get_ydata()[0] == 0.2
+    drawn = [each.get_ydata()[0] for each in right.lines]
+    assert drawn == pytest.approx([0.06, 0.03, 0.02, 0.01])
+    assert fidelity_plots.fidelity_by_sparsity(table[table.requested == 0]) is None
+    alone = fidelity_plots.fidelity_by_sparsity(table[table.requested > 0])  # no control compared
+    assert len(alone.axes[0].lines) == 1
