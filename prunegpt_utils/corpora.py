@@ -17,7 +17,14 @@ from pathlib import Path
 from prunegpt_utils.errors import ParameterError, one_line
 from prunegpt_utils.files import cached_json, expand_home, sha256
 from prunegpt_utils.hub import fetch
-from prunegpt_utils.splits import SPLITS, read_splits, split_documents, split_of, splits_said
+from prunegpt_utils.splits import (
+    SPLITS,
+    documents_of,
+    read_splits,
+    split_documents,
+    split_of,
+    splits_said,
+)
 
 JOINER = "\n\n"  # between documents, as in the usual WikiText protocol
 _FORMATS = (".txt", ".jsonl", ".parquet")
@@ -314,9 +321,6 @@ def _read_file(name, file):
     return [_text(name, f"{place} of {file.name}", value) for place, value in rows]
 
 
-TITLE = re.compile(r" = [^=].*[^=] = \n")  # of WikiText; sections have more equals signs
-
-
 def _rows(file):
     """(place, value) of each document of a file, whatever the value is."""
     if file.suffix.lower() == ".parquet":
@@ -329,18 +333,10 @@ def _rows(file):
     if "\0" in text:
         raise UnicodeError
     if file.suffix.lower() == ".jsonl":
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                yield f"line {number}", json.loads(line)["text"]
-        return
-    lines = text.removesuffix("\n").split("\n")
-    if any(TITLE.fullmatch(f"{line}\n") for line in lines):  # WikiText: a row a line, as on the hub
-        for number, line in enumerate(lines, 1):
-            yield f"line {number}", f"{line}\n" if line.strip() else ""
-        return
-    for number, part in enumerate(re.split(r"\n\s*\n", text), 1):
-        if part.strip():
-            yield f"paragraph {number}", part
+        lines = ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+        yield from ((f"line {number}", json.loads(line)["text"]) for number, line in lines)
+    else:
+        yield from documents_of(text)
 
 
 def _text(name, place, value):

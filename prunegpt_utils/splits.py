@@ -1,8 +1,8 @@
-"""Which text is for training and which is held out: by name, or by a hash of each document."""
+"""A text in documents, and which are held out: by name, or by a hash of each document."""
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.files import sha256
@@ -16,6 +16,25 @@ _NAMES = {
 }
 _GLUED = re.compile("(?<![a-z])(?:train|val|dev|test)|(?:train|valid|val|dev|test)(?![a-z])")
 _FORMS = {split: re.compile(f"({names})(set|split|data)?") for split, names in _NAMES.items()}
+
+
+# the line of a title in WikiText; sections have more equals signs
+TITLE = re.compile(r" = [^=].*[^=] = \n")
+
+
+def documents_of(text: str) -> Iterator[tuple[str, str]]:
+    """(place, document) of each part of a plain text: lines of WikiText, else its paragraphs.
+
+    The lines of WikiText are its rows on the hub, where a row without text is empty.
+    """
+    lines = text.removesuffix("\n").split("\n")
+    if any(TITLE.fullmatch(f"{line}\n") for line in lines):
+        for number, line in enumerate(lines, 1):
+            yield f"line {number}", f"{line}\n" if line.strip() else ""
+        return
+    for number, part in enumerate(re.split(r"\n\s*\n", text), 1):
+        if part.strip():
+            yield f"paragraph {number}", part
 
 
 def split_documents(

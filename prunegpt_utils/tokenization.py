@@ -16,9 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from prunegpt_utils.corpora import JOINER, SPLITS, TITLE, Corpus
+from prunegpt_utils.corpora import JOINER, SPLITS, Corpus
 from prunegpt_utils.errors import ParameterError, one_line
 from prunegpt_utils.files import atomic_path, sha256
+from prunegpt_utils.splits import TITLE
 
 
 @dataclass

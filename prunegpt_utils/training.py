@@ -58,10 +58,8 @@ def train(
             the lowest value are kept, of those that already have the final sparsity.
         folder: where checkpoints go, in a folder named by a hash of the arguments.
         cache: folder in which to cache the teacher's hidden states of the windows that are read,
-            for this run and all that read the same ones and have the same teacher; None has it read
-            every batch anew. The outcome is the same.
-        save_every: seconds between checkpoints; None takes those of PRUNEGPT_SAVE_EVERY, or 60. A
-            disk that is slow, or a machine that is taken away, may want others.
+            for all who read the same; None has it read every batch anew, with the same outcome.
+        save_every: seconds between checkpoints; None takes those of PRUNEGPT_SAVE_EVERY, or 60.
         label: what the progress bar, and the outcome, say whose training this is.
         compiled: let torch.compile make the blocks faster, which takes it a minute or more.
 
@@ -71,11 +69,10 @@ def train(
             of the training that was made, which may be an earlier, equal one.
 
     Raises:
-        ParameterError: a checkpoint is damaged, the processes cannot share a batch evenly, or
-            PRUNEGPT_SAVE_EVERY is no number of seconds.
+        ParameterError: a checkpoint is damaged, or processes cannot share a batch evenly.
         FloatingPointError: the loss is not finite; the last good checkpoint stays.
     """
-    save_every = _save_every() if save_every is None else save_every
+    save_every = _save_every(save_every)
     identity = checkpoints.training_identity(model, windows, validation, config, teacher)
     folder = checkpoints.checkpoint_folder(folder, identity)
     accelerator = make_accelerator(config.batch, model.device.type == "cpu")
@@ -94,7 +91,9 @@ def train(
         return checkpoints.load_finished(model, folder)
 
 
-def _save_every():
+def _save_every(seconds):
+    if seconds is not None:
+        return seconds
     given = os.environ.get("PRUNEGPT_SAVE_EVERY", str(SAVE_EVERY))
     with contextlib.suppress(ValueError):
         if float(given) >= 0:

@@ -189,6 +189,7 @@ def test_optional_leaves_out_one_variant_only(monkeypatch):
         ]},
     }}  # fmt: skip
     monkeypatch.setattr(study_files, "load", lambda study: content)
+    monkeypatch.setattr(study_files, "exists", lambda study: True)
     assert set(expansion.plan("mine")) == {
         "dense-seed0", "control-seed0", "gradual-distilled-s90-seed0",
         "gradual-distilled-dense-s90-seed0",

@@ -98,7 +98,7 @@ def study_page(study: str) -> str:
 
 def _published(study):
     found = records.published(study)
-    return found, frames.frame(found, **expansion.context(study))
+    return found, frames.frame(found, **expansion.context(study, _results(study)))
 
 
 def _answer(found, table):

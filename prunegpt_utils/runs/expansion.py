@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import yaml
 
@@ -318,8 +319,11 @@ def missing_models(study: str) -> dict[str, str]:
     return {recipe: model for recipe, model in found.items() if model}
 
 
-def context(study: str) -> dict:
+def context(study: str, folder: Path | None = None) -> dict:
     """What a table shows beside the records; nothing for a study of the reader's own.
+
+    Args:
+        folder: of the records; None takes those that `paths.records_folder` names.
 
     Returns:
         dict: "published", {recipe: perplexity} as the study file quotes it; "missing", {recipe:
@@ -328,7 +332,7 @@ def context(study: str) -> dict:
     content = study_files.load_or_empty(study)
     specs = {spec.name: spec for spec in (e.at(point) for e, point in _Study(content).points())}
     recipes = {name: spec.parameters["recipe"] for name, spec in specs.items()}
-    there = {path.stem for path in paths.records_folder(study).glob("*.json")}
+    there = {path.stem for path in (folder or paths.records_folder(study)).glob("*.json")}
     of = collections.Counter(recipes.values())
     lost = collections.Counter(recipe for name, recipe in recipes.items() if name not in there)
     missing = {recipe: f"needs {model}" for recipe, model in missing_models(study).items()}
