@@ -215,9 +215,7 @@ class Trainer:
         windows = len(_windows_read(self.windows, self.config))
         read_once = windows * self.block_size if cached else None
         with_head = self.config.kd_loss != "hidden_mse"
-        cost = training_flops(
-            self.model, tokens, self.block_size, teacher, read_once, with_head
-        )  # fmt: skip
+        cost = training_flops(self.model, tokens, self.block_size, teacher, read_once, with_head)
         place = {"device": device_name(), "processor": processor_name()}
         made_by = {"run": label, "torch": torch.__version__, **place}
         self._on_main_process(self.state.finish, self.folder, identity, tokens, cost, made_by)
