@@ -162,7 +162,7 @@ def tasks(arguments: list[str]) -> None:
 
     The run comes first, then the study that is read if no run is named.
     """
-    from prunegpt_utils.report import forgetting, task_tables
+    from prunegpt_utils.report import recovery, task_tables
     from prunegpt_utils.runs import parameters, paths, task_records
 
     name, study, names, samples = (*arguments, *[""] * 4)[:4]
@@ -181,7 +181,7 @@ def tasks(arguments: list[str]) -> None:
         print(f"  {record['run']}: {record['seconds']:.0f} s, {task_records.path_of(place, run)}",
               flush=True)  # fmt: skip
     print(task_tables.plain(shown if name else task_records.scored(paths.records_folder(study))))
-    if not name and (figure := forgetting.save_recovered(study)):
+    if not name and (figure := recovery.save_recovered(study)):
         print(f"figure  {figure}")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prunegpt_utils.report import figure_files, forgetting
+from prunegpt_utils.report import figure_files, forgetting, recovery
 
 
 def scores(digits, chance=0.25, name="items"):
@@ -111,7 +111,7 @@ def test_trained_runs_stand_beside_the_dense_one_of_their_seed():
     scored = {"control-seed0": {"blimp": scores("1111", 0.5)},
               "gradual-seed0": {"blimp": scores("1110", 0.5)},
               "gradual-seed1": {"blimp": scores("1111", 0.5)}}  # fmt: skip
-    rows = forgetting.trained(found, scored)
+    rows = recovery.trained(found, scored)
     assert rows.recipe.tolist() == ["control", "gradual"]  # seed 1 has no dense run
     assert rows.share.tolist() == [1, 0.5] and rows.ratio.tolist() == pytest.approx([1, 1.5])
 
@@ -126,7 +126,7 @@ def test_each_run_stands_beside_the_reference_that_it_names():
         for recipe, reference, ppl in runs
     ]  # fmt: skip
     scored = {record["run"]: {"blimp": scores("1110", 0.5)} for record in found}
-    rows = forgetting.trained(found, scored).set_index("recipe")
+    rows = recovery.trained(found, scored).set_index("recipe")
     assert rows.ratio.to_dict() == pytest.approx({"gradual-steps10": 2, "gradual-steps99": 4})
 
 
@@ -137,7 +137,7 @@ def test_what_the_teacher_changes_is_counted_item_by_item():
     })  # fmt: skip
     scored = {"gradual-s50-seed0": {"blimp": scores("110000", 0.5)},
               "gradual-distilled-s50-seed0": {"blimp": scores("101100", 0.5)}}  # fmt: skip
-    (row,) = forgetting.teacher_effect(table, scored).itertuples()
+    (row,) = recovery.teacher_effect(table, scored).itertuples()
     assert row.ratio == 0.8 and row.items == 6
     assert (row.without, row.taught, row.difference) == pytest.approx((2 / 6, 3 / 6, 1 / 6))
     # changes 0, -1, 1, 1, 0, 0: variance (3 - 6 / 36) / 5
@@ -145,7 +145,7 @@ def test_what_the_teacher_changes_is_counted_item_by_item():
     assert (row.low, row.high) == pytest.approx((1 / 6 - half, 1 / 6 + half))
     scored["gradual-s50-seed0"]["blimp"]["sha256"] = "other"
     with pytest.raises(ValueError, match="same items"):
-        forgetting.teacher_effect(table, scored)
+        recovery.teacher_effect(table, scored)
 
 
 def test_scores_of_a_whole_study_are_drawn_against_its_reference(monkeypatch, tmp_path):
@@ -159,14 +159,14 @@ def test_scores_of_a_whole_study_are_drawn_against_its_reference(monkeypatch, tm
     ]  # fmt: skip
     scored = {"control-seed0": {"blimp": scores("1111", 0.5)},
               "gradual-seed0": {"blimp": scores("1110", 0.5)}}  # fmt: skip
-    monkeypatch.setattr(forgetting, "read_study", lambda study: (found, tmp_path))
-    monkeypatch.setattr(forgetting.task_records, "scored", lambda folder: scored)
-    path = forgetting.save_recovered("mine")
+    monkeypatch.setattr(recovery, "read_study", lambda study: (found, tmp_path))
+    monkeypatch.setattr(recovery.task_records, "scored", lambda folder: scored)
+    path = recovery.save_recovered("mine")
     assert path == tmp_path / "mine" / "figures" / "recovered.png" and path.exists()
     drawn = pd.read_csv(path.with_suffix(".csv"))
     assert drawn.series.tolist() == ["trained: perplexity 1.65 x"] and drawn.x.tolist() == [0.5]
     scored.pop("gradual-seed0")
-    assert forgetting.save_recovered("mine") is None  # nothing that was cut has been scored
+    assert recovery.save_recovered("mine") is None  # nothing that was cut has been scored
 
 
 def test_recovery_is_drawn_a_panel_a_sparsity():
@@ -177,7 +177,7 @@ def test_recovery_is_drawn_a_panel_a_sparsity():
          "share": left, "low": left - 0.1, "high": left + 0.1}
         for recipe, share, ratio, left in arms for task in ("blimp", "lambada")
     ])  # fmt: skip
-    drawn = figure_files.points(forgetting.recovered(rows))
+    drawn = figure_files.points(recovery.recovered(rows))
     assert set(drawn.series) == {
         "trained: perplexity 1.50 x", "trained with a teacher: perplexity 1.20 x",
     }  # fmt: skip
