@@ -14,7 +14,7 @@ from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.forward import inference_mode, last_hidden_states, lm_head, logits
 from prunegpt_utils.losses import token_losses
 from prunegpt_utils.modeling import max_positions
-from prunegpt_utils.protocols import PROTOCOLS, rolling_windows, text_windows
+from prunegpt_utils.protocols import PROTOCOLS, exp, rolling_windows, text_windows
 from prunegpt_utils.tokenization import Tokens
 
 _RESAMPLED = 1_000_000  # numbers of the bootstrap that stand in memory at a time
@@ -55,8 +55,8 @@ def metrics(scored: TokenLosses) -> dict:
     total = nll * scored.tokens
     return {
         "nll": nll, "tokens": len(scored.losses), "words": scored.words, "bytes": scored.bytes,
-        "perplexity": _exp(nll), "word_perplexity": _exp(total / scored.words),
-        "byte_perplexity": _exp(total / scored.bytes),
+        "perplexity": exp(nll), "word_perplexity": exp(total / scored.words),
+        "byte_perplexity": exp(total / scored.bytes),
         "bits_per_byte": total / scored.bytes / math.log(2),
     }  # fmt: skip
 
@@ -261,7 +261,3 @@ def _nll(hidden, head, labels, chunk=512):
     """`chunk` tokens at a time, so that tokens x vocabulary logits never stand in memory."""
     parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
     return torch.cat([token_losses(logits(h, head), label).cpu() for h, label in parts])
-
-
-def _exp(nll):
-    return math.exp(nll) if nll < 700 else math.inf

@@ -9,6 +9,7 @@
   token of a page scored, charged to the words of the original.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -101,3 +102,8 @@ def describe_protocol(protocol: str, block_size: int) -> dict:
     rules = PROTOCOLS[protocol]
     joiner, step = JOINER if rules.layout == "joined" else "", rules.step(block_size)
     return {"name": protocol, "block_size": block_size, "stride": step, "joiner": joiner}
+
+
+def exp(nats: float) -> float:
+    """The exponential of a loss in nats, such as a perplexity; infinity where it overflows."""
+    return math.exp(nats) if nats < 700 else math.inf

@@ -5,7 +5,6 @@ import copy
 import ctypes
 import functools
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from prunegpt_utils.distributed import (
     make_accelerator,
     processor_name,
 )
-from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.errors import environment_number
 from prunegpt_utils.evaluation import token_nll
 from prunegpt_utils.flops import training_flops
 from prunegpt_utils.forward import autocast
@@ -65,14 +64,14 @@ def train(
 
     Returns:
         dict: "history", one row an evaluation; "steps", "tokens", "seconds", "best_step"; "flops",
-            see `flops.training_flops`; "made_by": label, version of torch, device and processor
-            of the training that was made, which may be an earlier, equal one.
+            see `flops.training_flops`; "made_by", whose training it was, perhaps an earlier one.
 
     Raises:
         ParameterError: a checkpoint is damaged, or processes cannot share a batch evenly.
         FloatingPointError: the loss is not finite; the last good checkpoint stays.
     """
-    save_every = _save_every(save_every)
+    if save_every is None:
+        save_every = environment_number("PRUNEGPT_SAVE_EVERY", SAVE_EVERY, "seconds")
     identity = checkpoints.training_identity(model, windows, validation, config, teacher)
     folder = checkpoints.checkpoint_folder(folder, identity)
     accelerator = make_accelerator(config.batch, model.device.type == "cpu")
@@ -89,16 +88,6 @@ def train(
             trainer.finish(identity, cached is not None, label)
         accelerator.wait_for_everyone()
         return checkpoints.load_finished(model, folder)
-
-
-def _save_every(seconds):
-    if seconds is not None:
-        return seconds
-    given = os.environ.get("PRUNEGPT_SAVE_EVERY", str(SAVE_EVERY))
-    with contextlib.suppress(ValueError):
-        if float(given) >= 0:
-            return float(given)
-    raise ParameterError("PRUNEGPT_SAVE_EVERY", given, "must be a number of seconds, 0 or more")
 
 
 def _teacher_states(windows, config, teacher, cache, accelerator):

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pandas as pd
 
+from prunegpt_utils.protocols import exp
 from prunegpt_utils.report.methods import method_label
-from prunegpt_utils.report.statistics import exp
 
 # runs of a group differ by their seeds alone
 GROUP = ["recipe", "requested", "neurons", "heads", "blocks"]
@@ -113,7 +113,7 @@ def intervals(table: pd.DataFrame) -> dict[tuple, tuple[float, float]]:
     """95 % intervals of the test ratio to the best dense model, over the windows of the text.
 
     The difference of two models in a window is averaged over the seeds; the interval is that of
-    `evaluation.paired_difference` over the windows that are whole. It says what other text of the
+    `evaluation.paired_window_difference`. It says what other text of the
     kind could change, and nothing of other seeds.
 
     Args:
@@ -128,22 +128,20 @@ def intervals(table: pd.DataFrame) -> dict[tuple, tuple[float, float]]:
     known = table[table.dense_run.notna() & (table.run != table.dense_run)]
     for group, runs in known.groupby(GROUP, sort=False):
         pairs = [(windows[run], windows[dense]) for run, dense in runs[["run", "dense_run"]].values]
+        tokens, window = runs[["test_tokens", "window"]].iloc[0]
         counts = {len(one) if isinstance(one, list) else 0 for pair in pairs for one in pair}
-        if len(counts) == 1 and min(counts) > 2:
-            ours, theirs = np.mean(pairs, axis=0)
-            found[group] = _interval(tuple((ours - theirs)[:-1]))  # the last one may be a part
+        if counts == {-(-tokens // window)} and tokens >= 2 * window:
+            ours, theirs = map(tuple, np.mean(pairs, axis=0))
+            found[group] = _interval(ours, theirs, tokens, window)
     return found
 
 
 @functools.lru_cache(maxsize=1024)  # one page asks for the same several times
-def _interval(differences):
-    """95 % interval of the ratio of perplexities, of the differences of losses by window."""
-    import torch  # late, as what only lists runs needs neither of the two, which take seconds
+def _interval(ours, theirs, tokens, window):
+    """95 % interval of the ratio of perplexities, of losses by window."""
+    from prunegpt_utils.evaluation import paired_window_difference  # imports torch
 
-    from prunegpt_utils.evaluation import paired_difference
-
-    losses = torch.tensor(differences, dtype=torch.float64)
-    found = paired_difference(losses, torch.zeros_like(losses), window=1)
+    found = paired_window_difference(ours, theirs, tokens, window)
     return exp(found["low"]), exp(found["high"])
 
 
@@ -168,7 +166,7 @@ def names(table: pd.DataFrame) -> list[str]:
     trained at one learning rate only, where a dense model of fewer steps is better, and where one
     of fewer seeds was better at these by more than the text tells apart.
     """
-    candidates, lines = _candidates(table), []
+    candidates, lines, least = _candidates(table), [], told_apart(table)
     rest = table[~table.run.isin(candidates.run)]
     compared = set(rest[["model", "budget"]].itertuples(index=False, name=None))
     means = candidates.groupby(["model", "total", "recipe"], sort=False).perplexity.mean()
@@ -185,7 +183,7 @@ def names(table: pd.DataFrame) -> list[str]:
             unswept = others[others.base_recipe == row.base_recipe].lr.nunique() < 2
             losses = np.log(others.set_index(["recipe", "seed"]).perplexity.astype(float))
             apart = losses - losses[recipe].reindex(losses.index, level="seed")
-            better = (apart.groupby("recipe").mean() < -told_apart(table)).any()
+            better = (apart.groupby("recipe").mean() < -least).any()
             remarks = [_ALONE] if alone else [_UNSWEPT] * unswept
             remarks += [_BEATEN] * bool(beaten) + [_FEWER] * bool(better)
             place = f"{model}, " if candidates.model.nunique() > 1 else ""

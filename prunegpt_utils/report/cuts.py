@@ -8,9 +8,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from prunegpt_utils.protocols import exp
 from prunegpt_utils.report.figure_files import log_axes
 from prunegpt_utils.report.methods import CRITERIA, TEXT_LABELS
-from prunegpt_utils.report.statistics import exp, half_width, with_interval
+from prunegpt_utils.report.statistics import half_width, with_interval
 
 OWN = "validation"  # how the text of a run itself is called here; others go by their names
 _TEXTLESS = ("magnitude",)  # criteria that look at no text, and draw nothing

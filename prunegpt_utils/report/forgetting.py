@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.transforms import Affine2D
 
+from prunegpt_utils.protocols import exp
 from prunegpt_utils.report.figure_files import percent_axis
 from prunegpt_utils.report.methods import CRITERIA
-from prunegpt_utils.report.statistics import exp
 
 # task -> (label, colour, marker)
 ABILITIES = {
@@ -47,17 +47,15 @@ def retained(found: Mapping, dense: Mapping) -> dict[str, float]:
     """
     (right, before), chance = correct_of_both(found, dense), found["chance"]
     gain = before.mean() - chance
-    share = (right.mean() - chance) / gain if gain > 0 else math.nan
+    gain = gain if gain > 0 else math.nan  # a dense model that guesses has nothing to lose
+    share, rare = (right.mean() - chance) / gain, 3 / len(right)
     rest = (right - chance) - share * (before - chance)  # of each item
-    half = 1.96 * rest.std(ddof=1) / math.sqrt(len(rest)) / gain if gain > 0 else math.nan
-    if gain > 0 and found is not dense and (right == before).all():
-        half = 3 / len(rest) / gain
+    half = 1.96 * rest.std(ddof=1) / math.sqrt(len(rest)) / gain
+    if found is not dense and (right == before).all():
+        half = rare / gain
+    high = share + half if right.any() else (rare - chance) / gain
     means = {"accuracy": right.mean(), "dense": before.mean(), "share": share}
-    high = share + half
-    if gain > 0 and not right.any():
-        high = (3 / len(right) - chance) / gain
-    bounds = {"low": share - half, "high": high}
-    return {"items": len(rest), "chance": chance, **means, **bounds}
+    return {"items": len(rest), "chance": chance, **means, "low": share - half, "high": high}
 
 
 def correct_of_both(found: Mapping, other: Mapping) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ _COLUMNS = (
     "run", "recipe", "base_recipe", "axes", "label", "seed", "requested", "neurons", "heads",
     "blocks", "sparsity", "scope", "criterion", "model_sparsity", "perplexity", "test", "tokens",
     "seconds", "untaught", "model", "size", "init_from", "steps", "total", "best_step", "lr",
-    "validation_tokens", "test_tokens", "paired_half", "windows", "fidelity", "texts",
+    "validation_tokens", "test_tokens", "paired_half", "window", "windows", "fidelity", "texts",
     "bytes16",
 )  # fmt: skip
 # columns whose cells are no numbers or short texts
@@ -51,9 +51,9 @@ def frame(
         the run it went on from) and best_step (of which the checkpoint was kept), lr (the peak
         learning rate), tokens of both splits,
         paired_half (half of the interval of `nll_gain_over_baseline`, nats), windows (losses of
-        the test text by window), fidelity, texts ({name: perplexity} of further texts), bytes16
-        (see `stored_bytes`, 2 bytes a value), and the columns of `best_dense.with_ratios`. What is
-        published and missing travels along as attributes.
+        the test text by window of `window` tokens), fidelity, texts ({name: perplexity} of further
+        texts), bytes16 (see `stored_bytes`, 2 bytes a value), and the columns of
+        `best_dense.with_ratios`. What is published and missing travels along as attributes.
     """
     found = [record for record in records if record["notebook"] not in _OTHER_NOTEBOOKS]
     table = pd.DataFrame([_row(record) for record in found], columns=_COLUMNS)
@@ -90,6 +90,7 @@ def _row(record):
         "best_step": training.get("best_step"),
         **{f"{split}_tokens": metrics[split]["tokens"] for split in ("validation", "test")},
         "paired_half": (gain["high"] - gain["low"]) / 2 if "high" in gain else math.nan,
+        "window": record["protocol"]["block_size"] - 1,
         "windows": (record.get("nll_by_window") or {}).get("test"),
         "fidelity": record.get("fidelity"),
         "texts": {name: float(each["metrics"]["perplexity"]) for name, each in texts},

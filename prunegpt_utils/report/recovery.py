@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from prunegpt_utils.protocols import exp
 from prunegpt_utils.report import figure_files
 from prunegpt_utils.report.figure_files import percent_axis
 from prunegpt_utils.report.forgetting import ABILITIES, COLUMNS, correct_of_both, retained
-from prunegpt_utils.report.statistics import exp
 from prunegpt_utils.runs import paths, task_records
 from prunegpt_utils.runs.records import read_study
 

@@ -1,17 +1,9 @@
 """How sure a mean over seeds is."""
 
-import contextlib
 import math
 
 import pandas as pd
 from scipy import stats
-
-
-def exp(nats: float) -> float:
-    """The exponential of some nats; infinity where it overflows."""
-    with contextlib.suppress(OverflowError):
-        return math.exp(nats)
-    return math.inf
 
 
 def half_width(values: pd.Series) -> float:

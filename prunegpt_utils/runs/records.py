@@ -67,10 +67,11 @@ def open_run(notebook: str, parameters: dict) -> Run:
     """Run of a notebook at checked parameters, before any work.
 
     Raises:
-        ParameterError: the folder cannot be written, a record made with others exists, or the
-            limit of the store of trainings is no number.
+        ParameterError: the folder cannot be written, a record made with others exists, the study
+            file has a mistake, or the limit of the store of trainings is no number.
     """
     run = Run(notebook, parameters, study_files.code_of(notebook))
+    expansion.find(parameters)  # a study file with a mistake is told now, not when all is measured
     known = read(run.record)
     for name, value in parameters.items() if known else ():
         was = known["parameters"].get(name)

@@ -6,11 +6,10 @@ already, made by whatever run, is given its outcome.
 """
 
 import contextlib
-import os
 import shutil
 from pathlib import Path
 
-from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.errors import environment_number
 from prunegpt_utils.files import acquire
 from prunegpt_utils.runs import paths
 
@@ -28,11 +27,7 @@ def limit() -> int:
     Raises:
         ParameterError: it is no number of at least 0.
     """
-    given = os.environ.get("PRUNEGPT_TRAININGS_GB", str(LIMIT))
-    with contextlib.suppress(ValueError):
-        if 0 <= float(given) < 1e9:
-            return int(float(given) * 1e9)
-    raise ParameterError("PRUNEGPT_TRAININGS_GB", given, "must be a number of gigabytes, 0 or more")
+    return int(1e9 * environment_number("PRUNEGPT_TRAININGS_GB", LIMIT, "gigabytes"))
 
 
 def trim() -> None:
