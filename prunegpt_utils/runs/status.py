@@ -1,5 +1,6 @@
 """What of a study runs right now, and what failed."""
 
+import contextlib
 import re
 import time
 from collections.abc import Iterable
@@ -18,10 +19,11 @@ def running(study: str, within: float = 120) -> dict[str, str]:
         if doing := activity.read(path):
             lines[path.stem] = f"{path.stem}: {doing}"
     for path in sorted(trainings.folder().glob("*/progress.txt")):
-        place, _, line = path.read_text("utf-8").strip().partition("/")
-        # clocks differ, and may be set back
-        if place == study and abs(time.time() - path.stat().st_mtime) < within:
-            lines[line.partition(":")[0]] = line
+        with contextlib.suppress(FileNotFoundError):  # a training that ended just now
+            place, _, line = path.read_text("utf-8").strip().partition("/")
+            # clocks differ, and may be set back
+            if place == study and abs(time.time() - path.stat().st_mtime) < within:
+                lines[line.partition(":")[0]] = line
     for run in unfinished(study):
         log = folder / "logs" / f"{run}.log"
         if log.exists() and not _errors(log) and time.time() - log.stat().st_mtime < 60:
