@@ -211,7 +211,8 @@ def test_the_time_of_a_sparsity_lies_between_those_measured():
         {"notebook": "09_structured" if "narrow" in recipe else "02_pruning", "recipe": recipe,
          "base_recipe": recipe, "axes": {}, "run": f"{recipe}-{removed}", "seed": 0,
          "sparsity": {"prunable": removed, "model": removed},
-         "parameters": {}, "metrics": {"validation": scored(9), "test": scored(9)},
+         "parameters": {}, "protocol": {"block_size": 128},
+         "metrics": {"validation": scored(9), "test": scored(9)},
          "training": {"steps": 1, "tokens": 1, "seconds": 1},
          "model": {"name": "tiny", "parameters": 9, "prunable": 8}}
         for recipe, removed in [("control", 0.0), ("gradual", 0.5), ("gradual", 0.7), ("gradual", 0.95),
