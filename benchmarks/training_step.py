@@ -1,12 +1,17 @@
 """How fast is a training step, beside `transformers.Trainer` and the processor's limit?
 
 Same model, text, order and optimizer, timed by the same hook, from one forward pass to the next.
+Each has a process of its own, in turns: what a training asks of the memory allocator holds for all
+of a process, and would serve Trainer too.
 """
 
+import contextlib
 import itertools
+import multiprocessing
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -70,6 +75,10 @@ def peer(size, text, config, bf16=False):
     return [line["loss"] for line in trainer.state.log_history if "loss" in line], _gaps(times)
 
 
+def _process():
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
 def _timed(model):
     """List that gets the time of each forward pass as it begins."""
     times = []
@@ -106,12 +115,14 @@ def measure(size, case, turns):
     seconds = {"ours": [], "Trainer, float32": [], "Trainer, bf16": [], "limit": []}
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     limit, operations = products(matrices(size), batch * block, dtype)
-    for _ in range(turns):
-        for name in list(seconds)[:3]:
-            arm = ours if name == "ours" else peer
-            bf16 = {"bf16": True} if name == "Trainer, bf16" else {}
-            seconds[name] += arm(size, text, config, **bf16)[1][1:]  # the first warms up
-        seconds["limit"] += time_in_turns({"limit": limit}, 1)["limit"]
+    arms = {"ours": (ours,), "Trainer, float32": (peer,), "Trainer, bf16": (peer, True)}
+    with contextlib.ExitStack() as stack:
+        processes = {name: stack.enter_context(_process()) for name in arms}
+        for _ in range(turns):
+            for name, (arm, *bf16) in arms.items():
+                found = processes[name].submit(arm, size, text, config, *bf16).result()
+                seconds[name] += found[1][1:]  # the first step warms up
+            seconds["limit"] += time_in_turns({"limit": limit}, 1)["limit"]
     what = f"step, {size}, {batch} x {block} tokens, {config.precision}"
     evidence = {
         "seconds": seconds, "operations": operations, "largest_difference_of_losses": gap,

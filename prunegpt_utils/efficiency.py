@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from prunegpt_utils.config import TrainConfig
-from prunegpt_utils.losses import batch_loss, mean_loss
+from prunegpt_utils.losses import LOGITS_AT_ONCE, batch_loss, mean_loss
 from prunegpt_utils.masks import apply_masks
 from prunegpt_utils.modeling import count_parameters, prunable_weights
 
@@ -45,8 +45,8 @@ def predicted_memory(
     the teacher 4 N; a mask is 1 byte a prunable weight. bf16 keeps copies of the matrices while
     they are in use, 2 M + 2 V d. A block stores about 24 T d numbers for its backward pass
     (Korthikanti et al. 2022, arXiv 2205.05198, without the attention matrix, which a fused kernel
-    never stores), and the loss holds five logit-sized float32 arrays of as many tokens as
-    `losses.mean_loss` takes at a time.
+    never stores). The loss holds the logits of both models for as many tokens as
+    `losses.mean_loss` takes at a time, and five float32 arrays of `losses.LOGITS_AT_ONCE`.
 
     Args:
         shape: configuration of a GPT-2.  config: of the training.  block_size: tokens a window.
@@ -57,12 +57,14 @@ def predicted_memory(
     n, m, d, tokens = size["parameters"], size["prunable"], shape.n_embd, config.batch * block_size
     number = 2 if config.precision == "bf16" else 4
     chunk = inspect.signature(mean_loss).parameters["chunk"].default
+    logits = min(chunk, tokens) * shape.vocab_size
+    at_once = min(LOGITS_AT_ONCE, logits)
     half = 2 * m + 2 * shape.vocab_size * d if number == 2 else 0
     return {
         "weights": 4 * n, "gradients": 4 * n, "Adam's moments": 8 * n, "masks": m,
         "best weights so far": 4 * n, "teacher": (4 * n + half if distilled else 0),
         "copies in bf16": half, "activations": shape.n_layer * 24 * tokens * d * number,
-        "logits of a chunk": 5 * min(chunk, tokens) * shape.vocab_size * 4,
+        "logits of a chunk": number * (1 + distilled) * logits + 5 * 4 * at_once,
     }  # fmt: skip
 
 

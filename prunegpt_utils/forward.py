@@ -1,6 +1,7 @@
 """Run a model: its modes and precision, its hidden states, and the logits it makes of them."""
 
 import contextlib
+import copy
 import functools
 import weakref
 from collections.abc import Callable, Iterator
@@ -9,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from prunegpt_utils.errors import ParameterError, one_line
 
+EAGER_UP_TO = 256  # tokens a window
 _OWN_HEADS = weakref.WeakKeyDictionary()  # model -> what `_own_head` found
 
 
@@ -27,16 +30,38 @@ def eval_mode(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def inference_mode(model: PreTrainedModel) -> Iterator[None]:
-    """The state in which a model only reads: no dropout, no gradients, attention as one kernel."""
+def fused_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Attention as one kernel while the block runs, if the model has it."""
     attention = model.config._attn_implementation
     if model._supports_sdpa and not caps_attention(model.config):
         model.set_attn_implementation("sdpa")
     try:
-        with eval_mode(model), torch.no_grad():
-            yield
+        yield
     finally:
         model.set_attn_implementation(attention)
+
+
+@contextlib.contextmanager
+def inference_mode(model: PreTrainedModel) -> Iterator[None]:
+    """The state in which a model only reads: no dropout, no gradients, attention as one kernel."""
+    with fused_attention(model), eval_mode(model), torch.no_grad():
+        yield
+
+
+def training_attention(
+    model: PreTrainedModel, block_size: int
+) -> contextlib.AbstractContextManager[None]:
+    """The attention that trains faster on windows of `block_size` tokens.
+
+    On a CPU, in bf16, a forward and a backward pass of blocks of width 192 to 768 take with eager
+    attention 0.83 to 0.86 of the fused kernel's time at 128 tokens, 1.01 to 1.04 at 256, 1.02 to
+    1.15 at 512, 1.32 to 1.40 at 1,024; dropout of the attention has no fused kernel there. A model
+    is loaded with eager attention on a CPU, and with the fused one elsewhere.
+    """
+    config = model.config
+    dropout = getattr(config, "attn_pdrop", 0) or getattr(config, "attention_dropout", 0)
+    long = block_size > EAGER_UP_TO and not dropout
+    return fused_attention(model) if long else contextlib.nullcontext()
 
 
 def caps_attention(config: PretrainedConfig) -> bool:
@@ -47,6 +72,26 @@ def caps_attention(config: PretrainedConfig) -> bool:
 def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:
     """The context in which matrix products run in `precision`."""
     return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def rounded_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A frozen model that reads as `model` does in bf16, without a conversion at every product.
+
+    The matrices of its linear layers are rounded once; all else is shared with `model`. So is
+    everything, if the two do not read alike, as where a model computes in the precision of a
+    matrix what it would not have rounded.
+    """
+    shared = [*model.parameters(), *model.buffers()]
+    rounded = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    for module in rounded.modules():
+        if isinstance(module, (torch.nn.Linear, Conv1D)):  # a tied embedding stays as it is
+            module.weight = torch.nn.Parameter(module.weight.bfloat16(), requires_grad=False)
+    lm_head(model, "teacher")
+    _OWN_HEADS[rounded] = _OWN_HEADS[model]
+    ids = probe_ids(model)
+    with autocast(model, "bf16"), eval_mode(model), torch.no_grad():
+        alike = torch.equal(last_hidden_states(model, ids), last_hidden_states(rounded, ids))
+    return rounded if alike else model
 
 
 def last_hidden_states(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:

@@ -11,12 +11,14 @@ from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.forward import (
     all_hidden_states,
     autocast,
+    inference_mode,
     last_hidden_states,
     lm_head,
     logits,
 )
 
 KD_LOSSES = ("forward_kl", "reverse_kl", "hidden_mse")
+LOGITS_AT_ONCE = 1 << 21  # in float32: few enough for a processor's cache, enough for its threads
 
 
 def token_losses(
@@ -86,24 +88,33 @@ class _ChunkedLoss(torch.autograd.Function):
     """Mean of `token_losses` over tokens, `chunk` tokens at a time.
 
     Forward also computes the gradients, so that the logits of a chunk die with it: memory is
-    chunk x vocabulary instead of tokens x vocabulary. A smaller chunk fits the processor's cache,
-    but the gradient of the weight, which each chunk adds to, does not.
+    chunk x vocabulary instead of tokens x vocabulary. The products are those of a chunk, since each
+    adds to the gradient of the weight, which fits no cache; what stands between them is done for
+    `LOGITS_AT_ONCE`, whose gradient takes their place.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, labels, teacher, options, chunk):
         """`hidden` (tokens, width), `weight` (vocabulary, width), `teacher` as in `mean_loss`."""
         total, matrix = hidden.new_zeros((), dtype=torch.float32), weight.to(hidden.dtype)
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        grad_hidden, grad_weight = torch.empty_like(hidden), None
+        at_once = max(1, LOGITS_AT_ONCE // len(weight))
         for start in range(0, len(labels), chunk):
             part = slice(start, start + chunk)
-            own = logits(hidden[part], matrix).float()
+            own = logits(hidden[part], matrix)
             target = logits(teacher[0][part], teacher[1]) if teacher else None
-            losses, gradient = _losses_and_gradients(own, labels[part], target, **options)
-            gradient = gradient.to(hidden.dtype)
-            total += losses.sum()
-            grad_hidden[part] = gradient @ matrix
-            grad_weight += gradient.T @ hidden[part]
+            for first in range(0, len(own), at_once):
+                rows = slice(first, first + at_once)
+                theirs = None if target is None else target[rows]
+                losses, gradient = _losses_and_gradients(
+                    own[rows].float(), labels[part][rows], theirs, **options
+                )
+                total += losses.sum()
+                own[rows] = gradient
+            grad_hidden[part] = own @ matrix
+            product = own.T @ hidden[part]
+            # to begin with zeros would be one more pass over all of it
+            grad_weight = product.to(weight) if grad_weight is None else grad_weight.add_(product)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.tokens = len(labels)
         return total / len(labels)
@@ -194,7 +205,7 @@ def batch_loss(
         hidden = last_hidden_states(model, inputs)
         if distilled:
             if teacher_hidden_states is None:
-                with torch.no_grad():
+                with inference_mode(teacher):
                     teacher_hidden_states = last_hidden_states(teacher, inputs)
             target = teacher_hidden_states.to(model.device), lm_head(teacher)
     return mean_loss(
@@ -206,7 +217,7 @@ def batch_loss(
 def _hidden_mse_loss(model, inputs, labels, config, teacher):
     with autocast(model, config.precision):
         ours = all_hidden_states(model, inputs)
-        with torch.no_grad():
+        with inference_mode(teacher):
             theirs = all_hidden_states(teacher, inputs)
     plain = mean_loss(_rounded(ours[-1], config), lm_head(model), labels)
     return (1 - config.alpha) * plain + config.alpha * hidden_mse(ours, theirs)

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from prunegpt_utils.files import atomic_path
-from prunegpt_utils.forward import autocast, last_hidden_states, probe_ids
+from prunegpt_utils.forward import autocast, inference_mode, last_hidden_states, probe_ids
 from prunegpt_utils.modeling import digest, model_identity
 from prunegpt_utils.progress import ProgressBar
 
@@ -52,7 +52,7 @@ def _compute(teacher, windows, path, precision, hidden_states, batch):
         with ProgressBar(-(-len(windows) // batch), "the teacher reads the text") as progress:
             for start in range(0, len(windows), batch):
                 rows = windows[start : start + batch, :-1].to(teacher.device)
-                with autocast(teacher, precision):
+                with autocast(teacher, precision), inference_mode(teacher):
                     hidden_states[start : start + batch] = last_hidden_states(teacher, rows)
                 progress.advance(rows.numel())
         save_file({"hidden_states": hidden_states}, part)

@@ -26,7 +26,7 @@ from prunegpt_utils.distributed import (
 from prunegpt_utils.errors import environment_number
 from prunegpt_utils.evaluation import token_nll
 from prunegpt_utils.flops import training_flops
-from prunegpt_utils.forward import autocast
+from prunegpt_utils.forward import autocast, rounded_copy, training_attention
 from prunegpt_utils.losses import batch_loss
 from prunegpt_utils.modeling import prunable_weights
 from prunegpt_utils.progress import ProgressBar
@@ -75,7 +75,7 @@ def train(
     identity = checkpoints.training_identity(model, windows, validation, config, teacher)
     folder = checkpoints.checkpoint_folder(folder, identity)
     accelerator = make_accelerator(config.batch, model.device.type == "cpu")
-    _keep_freed_memory()
+    keep_freed_memory()
     with exclusive(folder, accelerator):
         if not checkpoints.is_finished(folder):
             accelerator.wait_for_everyone()
@@ -84,7 +84,8 @@ def train(
             if compiled:
                 model.base_model.compile(dynamic=False)
             cached = _teacher_states(windows, config, teacher, cache, accelerator)
-            trainer.loop(validation, cached, save_every, label)
+            with training_attention(model, trainer.block_size):
+                trainer.loop(validation, cached, save_every, label)
             trainer.finish(identity, cached is not None, label)
         accelerator.wait_for_everyone()
         return checkpoints.load_finished(model, folder)
@@ -123,6 +124,8 @@ class Trainer:
         self.model, self.windows, self.config, self.folder = model, windows, config, folder
         self.accelerator, self.block_size = accelerator, windows.shape[1] - 1
         self.teacher = teacher
+        if teacher and config.precision == "bf16":
+            teacher = rounded_copy(teacher)
         self.wrapped_model = accelerator.prepare(_Objective(model, config, teacher))
         self.optimizer = _optimizer(model, config)
         batches = calibration_batches(windows, config.batch, config.seed)
@@ -281,7 +284,7 @@ def steps_within(
     return max(1, int(60 * minutes / statistics.median(seconds[1:])))
 
 
-def _keep_freed_memory():
+def keep_freed_memory() -> None:
     """Ask glibc not to hand freed memory back to the system; other C libraries are left alone.
 
     Otherwise every step gets its activations as fresh pages, which the kernel clears one by one:

@@ -21,7 +21,7 @@ from prunegpt_utils import (
 )
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.forward import last_hidden_states, lm_head
+from prunegpt_utils.forward import last_hidden_states, lm_head, rounded_copy
 from prunegpt_utils.protocols import rolling_windows
 from prunegpt_utils.schedules import PruningSchedule
 from prunegpt_utils.teacher_cache import cached_hidden_states
@@ -119,6 +119,24 @@ def architecture(request, tmp_path_factory):
 
 def copy_of(model):
     return modeling.frozen_copy(model).requires_grad_(True)
+
+
+def test_a_teacher_whose_matrices_are_rounded_once_teaches_the_same(architecture):
+    name, model, _, ids = architecture
+    teacher = modeling.frozen_copy(model)
+    rounded = rounded_copy(teacher)
+    config = TrainConfig(1, 1e-3, precision="bf16", alpha=1.0, temperature=2.0)
+    student = copy_of(model)
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight.mul_(0.9)
+    once, again = (
+        float(losses.batch_loss(student, ids, config, each)) for each in (rounded, teacher)
+    )
+    assert once == again > 0, f"{name}: {once} of a rounded teacher, {again} of itself"
+    assert {w.dtype for w in teacher.parameters()} == {torch.float32}, "the teacher itself changed"
+    if name in ("GPT-2", "Llama"):
+        assert rounded is not teacher, f"{name}: nothing was rounded"
 
 
 def test_perplexity_is_that_of_the_models_own_logits(architecture):

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from prunegpt_utils import losses
 from prunegpt_utils.losses import hidden_mse, mean_loss, token_losses
 
 
@@ -66,6 +67,21 @@ def test_chunks_give_the_gradients_of_the_whole(alpha, chunk, reverse):
     torch.testing.assert_close(loss, whole)
     for ours, theirs in zip(torch.autograd.grad(loss, (hidden, weight)), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 12])
+def test_losses_a_few_rows_at_a_time_are_those_of_a_chunk(at_once, monkeypatch):
+    rows, _, labels = logits_and_labels()
+    hidden, head = rows @ torch.randn(29, 8), torch.randn(29, 8)
+    found = []
+    for numbers in (at_once * 29 + 3, 30 * 29):
+        monkeypatch.setattr(losses, "LOGITS_AT_ONCE", numbers)
+        own = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
+        loss = mean_loss(*own, labels, (hidden.flip(0), head), 0.4, 2.0, chunk=12)
+        found.append([loss.detach(), *torch.autograd.grad(loss, own)])
+    for few, all_ in zip(*found, strict=True):
+        torch.testing.assert_close(few, all_)
+    assert found[0][2].abs().max() > 0, "no gradient to compare"
 
 
 def test_states_are_compared_relative_to_the_teachers_size():

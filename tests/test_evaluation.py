@@ -101,6 +101,17 @@ def test_reading_neither_drops_out_nor_learns(model):
     assert model.training and model.config._attn_implementation == "eager"
 
 
+def test_attention_is_trained_by_the_length_of_a_window(model):
+    def attention(tokens, dropout=0.0):
+        model.config.attn_pdrop = dropout
+        with forward.training_attention(model, tokens):
+            return model.config._attn_implementation
+
+    assert [attention(tokens) for tokens in (128, 256, 257, 1024)] == ["eager"] * 2 + ["sdpa"] * 2
+    assert attention(1024, dropout=0.1) == "eager", "no fused kernel has dropout on a CPU"
+    assert model.config._attn_implementation == "eager", "it is as before"
+
+
 @pytest.fixture(scope="module")
 def wikitext(tmp_path_factory):
     """The first 1,100 rows of the raw test split, in the embedded tokenizer's tokens."""
