@@ -84,8 +84,6 @@ def show_plan(study: str) -> None:
         print(f"  to do  {name}" + (f", again: {why}" if why else ""))
     for recipe, need in expansion.missing_models(study).items():
         print(f"  without {recipe}, which needs {need}: `make study` looks for it once more")
-    for note in staleness.other_versions(study):
-        print(f"  note   {note}")
     print(f"{study}: {len(found['done'])} runs done, {len(found['todo'])} to do")
     known = len(found["todo"]) - len(found["unknown"])
     if known:
@@ -94,7 +92,10 @@ def show_plan(study: str) -> None:
               f"records), to be divided by JOBS; {size:.1f} GB of disk")  # fmt: skip
     if found["unknown"]:
         print(f"no record to judge by: {', '.join(found['unknown'])}")
-    from prunegpt_utils.report import figure_files, study_graph  # matplotlib, after the answer
+    sys.stdout.flush()  # that is the answer; what follows imports torch and matplotlib
+    for note in staleness.other_versions(study):
+        print(f"  note   {note}")
+    from prunegpt_utils.report import figure_files, study_graph
 
     figure = study_graph.study_graph(expansion.plan(study), set(found["done"]))
     print(f"graph   {figure_files.save(figure, paths.study_folder(study) / 'figures', 'plan')}")

@@ -25,7 +25,7 @@ def module_hashes(source: str, without: Collection[str] = ()) -> dict[str, str]:
     Some may be left `without`, and what only they import. The files are read when they are first
     asked for, and hold for the life of the process: it runs the code that it has imported.
     """
-    found, left = {}, list(_imports(ast.parse(source)))
+    found, left = {}, [*_imported(source)]
     while left:
         name = left.pop()
         if name not in found and name not in without:
@@ -34,9 +34,15 @@ def module_hashes(source: str, without: Collection[str] = ()) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+@functools.cache
 def code_hash(source: str) -> str:
     """Hash of Python code, blind to docstrings, comments and layout: 16 hexadecimal digits."""
     return _hash(ast.parse(source))
+
+
+@functools.cache
+def _imported(source):
+    return tuple(_imports(ast.parse(source)))
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import yaml
 from conftest import ROOT, measured, tiny_gpt2
 
 from prunegpt_utils import __main__ as commands
-from prunegpt_utils import checkpoints, criteria, provenance
+from prunegpt_utils import checkpoints, criteria, distributed, provenance
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.report import publish
@@ -68,11 +68,18 @@ def test_a_notebook_depends_on_what_it_imports():
     assert study_files.code_of("a_notebook_of_mine") == {}
 
 
-def test_hashing_needs_no_torch():
-    code = "import sys; from prunegpt_utils.runs import study_files as s; s.code_of('01_baselines')"
+@pytest.mark.parametrize(
+    "act", ["study_files.code_of('01_baselines')", "estimate.estimate('smoke')"]
+)
+def test_hashing_and_planning_need_no_torch(act):
+    """Its import takes longer than all the rest of an answer; a GPU may only be asked through it."""
+    if "estimate" in act and distributed.device().type != "cpu":
+        pytest.skip("a GPU is asked for its name")
+    code = f"import sys; from prunegpt_utils.runs import estimate, study_files; {act}"
     code += "; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+    assert estimate._device_name() == distributed.device_name(), "records of this machine"
 
 
 def test_a_training_is_another_one_when_its_code_changes(monkeypatch, ids):

@@ -3,7 +3,6 @@
 import math
 
 import pandas as pd
-from scipy import stats
 
 
 def half_width(values: pd.Series) -> float:
@@ -12,7 +11,11 @@ def half_width(values: pd.Series) -> float:
     Values are one a seed, NaN not counted; the interval of fewer than two is NaN.
     """
     freedom = values.count() - 1
-    return stats.t.ppf(0.975, freedom) * values.sem() if freedom > 0 else math.nan
+    if freedom < 1:
+        return math.nan
+    from scipy import stats  # half a second, for who needs an interval
+
+    return stats.t.ppf(0.975, freedom) * values.sem()
 
 
 def with_interval(values: pd.Series) -> str:

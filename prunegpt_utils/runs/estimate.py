@@ -1,8 +1,11 @@
 """What a study still has to do, and how long that takes."""
 
 import contextlib
+import platform
 import statistics
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.runs import expansion, paths, records, staleness, status
@@ -35,14 +38,23 @@ def estimate(study: str) -> dict:
 
 
 def _known_records() -> Iterator[dict]:
-    from prunegpt_utils.distributed import device_name  # imports torch
-
+    here = _device_name()
     ours = paths.study_folder("x").parent.glob("*/records/*.json")
     for path in (*sorted(ours), *sorted(paths.ROOT.glob("results/*/*.json"))):
         with contextlib.suppress(ParameterError):  # of another version
             record = records.read(path)
-            if record["environment"]["device"] == device_name():
+            if record["environment"]["device"] == here:
                 yield record
+
+
+def _device_name():
+    """`distributed.device_name`, without a second of torch where no driver of a GPU is."""
+    drivers = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+    if sys.platform == "linux" and not any(Path(each).exists() for each in drivers):
+        return f"cpu {platform.machine()}"
+    from prunegpt_utils.distributed import device_name
+
+    return device_name()
 
 
 def _alike(record, spec):
