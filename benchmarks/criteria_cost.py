@@ -1,12 +1,13 @@
 """How long do Wanda and SparseGPT take?
 
-Beside the algorithms as the papers write them, on blocks of GPT-2 124M's shape: few blocks and
-little calibration text, and how the time grows with both.
+Beside the algorithms as the papers write them, on a block of GPT-2 124M's shape and one of SmolLM2
+135M's, with little calibration text; and how the time grows with blocks and text.
 """
 
 import copy
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.side_by_side import (
     SIZES,
@@ -21,6 +22,7 @@ from benchmarks.side_by_side import (
 )
 from prunegpt_utils.calibration import calibrate
 from prunegpt_utils.criteria import CRITERIA
+from prunegpt_utils.distributed import device
 from prunegpt_utils.masks import prune
 from prunegpt_utils.modeling import input_axes, prunable_layers, prunable_weights
 
@@ -141,11 +143,32 @@ def measure(size, windows, block, depths, turns, goals):
         return list(random_ids(count, 1, block + 1, vocabulary=vocabulary))
 
     few, many = map(text, windows)
-    agreement, rows = check(model(1), few), []
-    fresh = {}
+    rows = beside_papers("", lambda: model(1), few, block, turns, goals)
+    return rows + _growth(model, few, many, depths, block, turns, goals)
+
+
+def smollm2_block(windows, block, turns, goals):
+    """Rows of one block of SmolLM2-135M's shape: three keys for nine heads, a gate beside `up`."""
+    shape = LlamaConfig(
+        vocab_size=97, hidden_size=576, intermediate_size=1536, num_hidden_layers=1,
+        num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=block,
+        use_cache=False, attn_implementation="eager",
+    )  # fmt: skip
+
+    def model():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(shape).eval().to(device())
+
+    few = list(random_ids(windows, 1, block + 1, vocabulary=97))
+    return beside_papers("SmolLM2's shape, ", model, few, block, turns, goals)
+
+
+def beside_papers(shape, model, few, block, turns, goals):
+    """Rows of both criteria on a block that `model` makes anew, beside the papers' algorithms."""
+    agreement, rows, fresh = check(model(), few), [], {}
 
     def prepare(_):
-        fresh["one"] = model(1)
+        fresh["one"] = model()
 
     for name, pair in PAIRS.items():
         acts = {
@@ -153,11 +176,12 @@ def measure(size, windows, block, depths, turns, goals):
             for key, act in zip(("ours", "plain"), pair, strict=True)
         }
         seconds = time_prepared(acts, prepare, turns)
-        operations, size_of = _work(model(1), len(few) * block, name)
-        rows.append(row(f"{name}, one block, {len(few) * block:,} tokens", "the paper's algorithm",
-            "times as fast", ratio(seconds, "plain", "ours"), goals and ">= 1", seconds=seconds,
+        operations, size_of = _work(model(), len(few) * block, name)
+        what = f"{name}, {shape}one block, {len(few) * block:,} tokens"
+        rows.append(row(what, "the paper's algorithm", "times as fast",
+            ratio(seconds, "plain", "ours"), goals and ">= 1", seconds=seconds,
             agreement=agreement[name], operations=operations, bytes=size_of))  # fmt: skip
-    return rows + _growth(model, few, many, depths, block, turns, goals)
+    return rows
 
 
 def _work(model, tokens, name):
@@ -204,7 +228,8 @@ def main(arguments=None):
     smoke, turns = options(__doc__, arguments)
     case = ("tiny", (2, 4), 16, (1, 2)) if smoke else ("124M", (2, 8), 256, (1, 2, 3))
     rows = measure(*case, turns, goals=not smoke)
-    return write("criteria_cost", "criteria on GPT-2's shape", rows, smoke)
+    rows += smollm2_block(2, 16 if smoke else 256, turns, goals=not smoke)
+    return write("criteria_cost", "criteria on the shapes of two models", rows, smoke)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """How long does it take to measure perplexity?
 
-Beside the loop that the guide of transformers shows, one window at a time with all its logits, and
-beside torchmetrics; the limit is the matrix products of the forward passes.
+Beside the loop that the guide of transformers shows, one window at a time with all its logits,
+beside torchmetrics, and on real text beside lm-eval, where `[tasks]` is installed; the limit is the
+matrix products of the forward passes.
 """
 
+import importlib.util
 import math
 
 import torch
@@ -22,11 +24,14 @@ from benchmarks.side_by_side import (
 )
 from prunegpt_utils.efficiency import time_in_turns
 from prunegpt_utils.evaluation import token_nll
-from prunegpt_utils.protocols import rolling_windows
+from prunegpt_utils.modeling import load_model, load_tokenizer
+from prunegpt_utils.protocols import rolling_windows, text_windows
+from prunegpt_utils.runs import paths
 
 TOLERANCE = 1e-4  # between values of the perplexity, relative
 # size -> (tokens of text, tokens the model reads at once, windows a batch)
 CASES = {"2M": (8192, 128, 32), "124M": (1536, 1024, 1)}
+GOALS = ">= 1", ">= 0.8"  # beside others; of the products, which are the same for all of them
 
 
 def ours(model, ids, block, stride, batch):
@@ -70,7 +75,7 @@ def check(values):
         assert abs(value / first - 1) <= TOLERANCE, f"{name}: {value}, not {first}"
 
 
-def measure(size, tokens, block, batch, turns, goal):
+def measure(size, tokens, block, batch, turns, goal, goal_limit):
     """Rows of one size."""
     model = gpt2(size, n_positions=block)
     stock = gpt2(size, "gelu_new", n_positions=block)
@@ -96,15 +101,43 @@ def measure(size, tokens, block, batch, turns, goal):
             pace = ratio(seconds, rival, "ours")
             rows.append(row(what, rival, "times as fast", pace, goal, **evidence))
         share = ratio(seconds, "limit", "ours")
-        rows.append(row(what, "its matrix products alone", "of their speed", share))
+        rows.append(row(what, "its matrix products alone", "of their speed", share, goal_limit))
     return rows
+
+
+def beside_lm_eval(turns, goal, block=128, batch=32):
+    """Row of the embedded model on this project's own pages, joined to one text."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    text = "\n".join(page.read_text("utf-8") for page in sorted((paths.ROOT / "docs").glob("*.md")))
+    model, tokenizer = load_model("pydocs-base"), load_tokenizer("pydocs-base")
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, max_length=block, batch_size=batch)
+    asked = [Instance("loglikelihood_rolling", {}, (text,), 0)]
+    values, tokens = {}, len(tokenizer(text)["input_ids"])
+
+    def lm_eval():
+        values["lm-eval"] = math.exp(-harness.loglikelihood_rolling(asked, True)[0] / tokens)
+
+    def own():
+        ids = torch.tensor([tokenizer.eos_token_id, *tokenizer(text)["input_ids"]])
+        spans = text_windows("word-level", [len(ids)], block)
+        values["ours"] = math.exp(token_nll(model, ids, spans, batch).double().mean())
+
+    seconds = time_in_turns({"ours": own, "lm-eval": lm_eval}, turns)
+    check(values)
+    what = f"perplexity, 2M, as lm-eval does, {tokens:,} tokens"
+    pace = ratio(seconds, "lm-eval", "ours")
+    return row(what, "lm-eval", "times as fast", pace, goal, seconds=seconds, values=values)
 
 
 def main(arguments=None):
     """Measure, print and write."""
     smoke, turns = options(__doc__, arguments)
-    cases, goal = ({"tiny": (70, 16, 3)}, "") if smoke else (CASES, ">= 2")
-    rows = [line for size, case in cases.items() for line in measure(size, *case, turns, goal)]
+    cases, goals = ({"tiny": (70, 16, 3)}, ("", "")) if smoke else (CASES, GOALS)
+    rows = [line for size, case in cases.items() for line in measure(size, *case, turns, *goals)]
+    if importlib.util.find_spec("lm_eval"):
+        rows.append(beside_lm_eval(turns, goals[0]))
     return write("perplexity", "perplexity", rows, smoke)
 
 

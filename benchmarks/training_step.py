@@ -1,8 +1,9 @@
 """How fast is a training step, beside `transformers.Trainer` and the processor's limit?
 
-Same model, text, order and optimizer, timed by the same hook, from one forward pass to the next.
-Each has a process of its own, in turns: what a training asks of the memory allocator holds for all
-of a process, and would serve Trainer too.
+Same model, text, order and optimizer, timed by the same hook, from one forward pass to the next;
+without a teacher, and with one whose logits Trainer's loss compares with all of its own. Each side
+has a process of its own, in turns: what a training asks of the memory allocator holds for all of a
+process, and would serve Trainer too.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
+import torch.nn.functional as F
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from benchmarks.side_by_side import (
@@ -30,11 +32,13 @@ from benchmarks.side_by_side import (
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.distributed import choose_precision, device
 from prunegpt_utils.efficiency import time_in_turns
+from prunegpt_utils.modeling import frozen_copy
 from prunegpt_utils.tokenization import batch_indices
 from prunegpt_utils.training import train
 
 # size -> (steps a turn, steps whose losses are compared, goals: Trainer, Trainer in bf16, peak)
-CASES = {"2M": (12, 20, ">= 1.3", ">= 1.15", ""), "124M": (3, 3, ">= 1.7", ">= 1.15", ">= 0.6")}
+CASES = {"2M": (12, 20, ">= 1.3", ">= 1.15", ""), "124M": (3, 3, ">= 1.7", ">= 1.15", ">= 0.7")}
+TAUGHT = {"alpha": 0.67, "temperature": 2.0}
 TOLERANCE = 1e-3  # nats between the losses of equal steps, both in float32
 
 
@@ -43,7 +47,7 @@ def ours(size, text, config):
     model = gpt2(size)
     times = _timed(model)
     with tempfile.TemporaryDirectory() as folder:
-        result = train(model, text, text[0], folder, config, label="ours")
+        result = train(model, text, text[0], folder, config, _teacher(size, config), label="ours")
     train_only = times[: config.steps]  # evaluations follow, or come between if losses are asked
     return [line["loss"] for line in result["history"]], _gaps(train_only)
 
@@ -55,12 +59,25 @@ def peer(size, text, config, bf16=False):
         def _get_train_sampler(self, *_):
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
+        def compute_loss(self, model, inputs, return_outputs=False, **options):
+            loss, own = super().compute_loss(model, inputs, return_outputs=True, **options)
+            if teacher is None:
+                return loss
+            with torch.no_grad(), torch.autocast(device().type, torch.bfloat16, enabled=bf16):
+                known = teacher(inputs["input_ids"]).logits[:, :-1]
+            theirs, ours = (
+                (x.float() / config.temperature).log_softmax(-1).flatten(0, 1)
+                for x in (known, own.logits[:, :-1])
+            )
+            gap = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+            return (1 - config.alpha) * loss + config.alpha * config.temperature**2 * gap
+
     steps, batch = range(config.steps), config.batch
     rows = [line for k in steps for line in batch_indices(len(text), batch, k, 0)]
     labels = text.clone()
     labels[:, 0] = -100  # nothing predicts the first token, yet Trainer would divide by it
     data = [{"input_ids": text[line], "labels": labels[line]} for line in rows]
-    model = gpt2(size, "gelu_new")
+    model, teacher = gpt2(size, "gelu_new"), _teacher(size, config, "gelu_new")
     times = _timed(model)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -73,6 +90,12 @@ def peer(size, text, config, bf16=False):
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return [line["loss"] for line in trainer.state.log_history if "loss" in line], _gaps(times)
+
+
+def _teacher(size, config, *activation):
+    if not config.alpha:
+        return None
+    return frozen_copy(gpt2(size, *activation, initializer_range=0.05))
 
 
 def _process():
@@ -103,18 +126,25 @@ def check(size, text, base, steps):
     return gap
 
 
-def measure(size, case, turns):
-    """Rows of one size."""
+def measure(size, case, turns, **taught):
+    """Rows of one size; `taught` is how a teacher's loss is weighed, if there is one."""
     steps, compared, goal, goal_bf16, goal_peak = case
     *_, vocabulary, block, batch = SIZES[size]
     text = random_ids(256, block + 1, vocabulary=vocabulary)
     text[:, 1::2] = text[:, :1]  # half of it can be learnt
-    base = {"lr": 1e-4, "batch": batch, "warmup": 0.0, "lr_schedule": "linear"}
+    base = {"lr": 1e-4, "batch": batch, "warmup": 0.0, "lr_schedule": "linear", **taught}
     config = TrainConfig(steps, evaluations=1, precision=choose_precision(), **base)
     gap = check(size, text, base, compared)
     seconds = {"ours": [], "Trainer, float32": [], "Trainer, bf16": [], "limit": []}
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    limit, operations = products(matrices(size), batch * block, dtype)
+    student, operations = products(matrices(size), batch * block, dtype)
+    reading, more = products(matrices(size), batch * block, dtype, backward=False)
+
+    def limit():
+        student()
+        if taught:
+            reading()
+
     arms = {"ours": (ours,), "Trainer, float32": (peer,), "Trainer, bf16": (peer, True)}
     with contextlib.ExitStack() as stack:
         processes = {name: stack.enter_context(_process()) for name in arms}
@@ -123,9 +153,11 @@ def measure(size, case, turns):
                 found = processes[name].submit(arm, size, text, config, *bf16).result()
                 seconds[name] += found[1][1:]  # the first step warms up
             seconds["limit"] += time_in_turns({"limit": limit}, 1)["limit"]
-    what = f"step, {size}, {batch} x {block} tokens, {config.precision}"
+    kind = "step with a teacher, live" if taught else "step"
+    what = f"{kind}, {size}, {batch} x {block} tokens, {config.precision}"
     evidence = {
-        "seconds": seconds, "operations": operations, "largest_difference_of_losses": gap,
+        "seconds": seconds, "operations": operations + more * bool(taught),
+        "largest_difference_of_losses": gap,
         "bytes": 28 * sum(i * o for i, o in matrices(size)),  # Adam reads 4 numbers, writes 3
         "tokens_per_second": batch * block / statistics.median(seconds["ours"]),
     }  # fmt: skip
@@ -144,6 +176,8 @@ def main(arguments=None):
     smoke, turns = options(__doc__, arguments)
     cases = {"tiny": (3, 3, "", "", "")} if smoke else CASES
     rows = [line for size, case in cases.items() for line in measure(size, case, turns)]
+    for size, (steps, compared, *_) in cases.items():
+        rows += measure(size, (steps, compared, "", "", ""), turns, **TAUGHT)
     return write("training_step", "training step", rows, smoke)
 
 
