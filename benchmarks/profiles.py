@@ -61,8 +61,7 @@ def acts(size, folder):
     rows = random_ids(batch, block + 1, vocabulary=vocabulary)
     model, teacher = gpt2(size).train(), frozen_copy(gpt2(size, initializer_range=0.05))
     cached = cached_hidden_states(teacher, rows, folder, precision).clone()
-    if precision == "bf16":
-        teacher = rounded_copy(teacher)
+    teacher = rounded_copy(teacher, precision)
     plain = TrainConfig(1, 1e-4, batch=batch, precision=precision)
     distilled = TrainConfig(1, 1e-4, batch=batch, precision=precision, alpha=0.67, temperature=2.0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

@@ -48,8 +48,7 @@ def measure(size, turns, goals):
     config = TrainConfig(1, 1e-4, batch=batch, precision=precision, alpha=0.67, temperature=2.0)
     with tempfile.TemporaryDirectory() as folder:
         cached = cached_hidden_states(teacher, rows, folder, precision).clone()
-    if precision == "bf16":
-        teacher = rounded_copy(teacher)
+    teacher = rounded_copy(teacher, precision)
     gap = check(model, rows, config, teacher, cached)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
 

@@ -74,13 +74,15 @@ def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:
     return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def rounded_copy(model: PreTrainedModel) -> PreTrainedModel:
+def rounded_copy(model: PreTrainedModel, precision: str) -> PreTrainedModel:
     """A frozen model that reads as `model` does in bf16, without a conversion at every product.
 
-    The matrices of its linear layers are rounded once; all else is shared with `model`. So is
-    everything, if the two do not read alike, as where a model computes in the precision of a
-    matrix what it would not have rounded.
+    The matrices of its linear layers are rounded once; all else is shared with `model`. It is
+    `model` itself in another `precision`, and if the two do not read alike, as where a model
+    computes in the precision of a matrix what it would not have rounded.
     """
+    if precision != "bf16":
+        return model
     shared = [*model.parameters(), *model.buffers()]
     rounded = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     for module in rounded.modules():

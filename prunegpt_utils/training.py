@@ -124,8 +124,7 @@ class Trainer:
         self.model, self.windows, self.config, self.folder = model, windows, config, folder
         self.accelerator, self.block_size = accelerator, windows.shape[1] - 1
         self.teacher = teacher
-        if teacher and config.precision == "bf16":
-            teacher = rounded_copy(teacher)
+        teacher = teacher and rounded_copy(teacher, config.precision)
         self.wrapped_model = accelerator.prepare(_Objective(model, config, teacher))
         self.optimizer = _optimizer(model, config)
         batches = calibration_batches(windows, config.batch, config.seed)
@@ -270,17 +269,19 @@ def steps_within(
     """
     trial, seconds = copy.deepcopy(model).train(), []
     optimizer = torch.optim.AdamW(trial.parameters(), lr=config.lr, fused=True)
-    for index in range(trials):
-        begin = time.perf_counter()
-        for micro in range(config.gradient_accumulation_steps):
-            place = index * config.gradient_accumulation_steps + micro
-            rows = batch_indices(len(windows), config.batch, place, config.seed)
-            loss = batch_loss(trial, windows[rows], config)
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        float(loss)  # waits for the device
-        seconds.append(time.perf_counter() - begin)
+    keep_freed_memory()
+    with training_attention(trial, windows.shape[1] - 1):
+        for index in range(trials):
+            begin = time.perf_counter()
+            for micro in range(config.gradient_accumulation_steps):
+                place = index * config.gradient_accumulation_steps + micro
+                rows = batch_indices(len(windows), config.batch, place, config.seed)
+                loss = batch_loss(trial, windows[rows], config)
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            float(loss)  # waits for the device
+            seconds.append(time.perf_counter() - begin)
     return max(1, int(60 * minutes / statistics.median(seconds[1:])))
 
 

@@ -124,7 +124,7 @@ def copy_of(model):
 def test_a_teacher_whose_matrices_are_rounded_once_teaches_the_same(architecture):
     name, model, _, ids = architecture
     teacher = modeling.frozen_copy(model)
-    rounded = rounded_copy(teacher)
+    rounded = rounded_copy(teacher, "bf16")
     config = TrainConfig(1, 1e-3, precision="bf16", alpha=1.0, temperature=2.0)
     student = copy_of(model)
     with torch.no_grad():
@@ -134,6 +134,7 @@ def test_a_teacher_whose_matrices_are_rounded_once_teaches_the_same(architecture
         float(losses.batch_loss(student, ids, config, each)) for each in (rounded, teacher)
     )
     assert once == again > 0, f"{name}: {once} of a rounded teacher, {again} of itself"
+    assert rounded_copy(teacher, "float32") is teacher, "there is nothing to round"
     assert {w.dtype for w in teacher.parameters()} == {torch.float32}, "the teacher itself changed"
     if name in ("GPT-2", "Llama"):
         assert rounded is not teacher, f"{name}: nothing was rounded"
