@@ -87,6 +87,7 @@ def mine(monkeypatch):
         ({"notebooks": {"01_baselines": {"dense": "fast"}}}, "dense: 'fast' must be parameters"),
         ({"notebooks": {"01_baselines": {1: None}}}, "1 is no recipe"),
         ({"note": "x"}, "'note' is no part of a study"),
+        ({"small_models": "nowhere"}, "small_models: 'nowhere' must be a study"),
         ({"study": "other"}, "study: 'other' must be the name of the file, 'mine'"),
         ({"study": None}, "study: None must be a str"),
         ({"parameters": [1]}, r"parameters: \[1\] must be a dict"),

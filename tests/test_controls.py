@@ -8,7 +8,7 @@ import yaml
 from conftest import ROOT, measured, scored
 from test_best_dense import run_at
 
-from prunegpt_utils.report import best_dense, controls, figure_files, frames, plots
+from prunegpt_utils.report import best_dense, controls, figure_files, frames, plots, tables
 from prunegpt_utils.runs import expansion, records, study_files
 
 
@@ -44,6 +44,28 @@ def test_teacher_and_rate_are_told_apart():
     assert changes.half_width.iloc[0] == pytest.approx(12.706204736 * 5)  # s / sqrt 2 = 5
     assert changes.seeds.tolist() == [2] * 4
     assert controls.effects(controls.square(controls.sweep(frames.frame(found)), 0.5)).empty
+
+
+def test_an_answer_is_held_against_small_models_of_the_study_that_its_file_names(monkeypatch):
+    found = [
+        run_at("control", 0, 20.0, 20.0),
+        *(run_at(recipe, 0, ppl, ppl, 0.5, axes={"lr": 1})
+          for recipe, ppl in (("gradual-distilled", 25.0), ("gradual", 30.0))),
+    ]  # fmt: skip
+    small = {"name": "tiny", "parameters": 5, "prunable": 4}
+    other = [
+        run_at("small-distilled", 0, 28.0, 28.0, axes={"model": "narrow", "lr": 1}, model=small),
+        run_at("control", 0, 1.0, 1.0),  # the other study's own controls are not this one's
+    ]
+    monkeypatch.setattr(records, "published", {"other": other}.get)
+    files = {"mine": {"small_models": "other"}, "plain": {}}
+    monkeypatch.setattr(study_files, "load_or_empty", files.get)
+    table = frames.frame(found)
+    assert controls.answering("plain", found, table) is table
+    text = tables.verdict(controls.answering("mine", found, table))
+    assert "with a teacher 1.25 x" in text, "the best dense model is another one"
+    assert "best small dense model of at most as many bytes 1.40 x" in text
+    assert [each["run"] for each in controls.small_models_of("mine")] == [other[0]["run"]]
 
 
 def test_models_are_compared_at_the_rate_that_validation_chose():

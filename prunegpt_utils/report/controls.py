@@ -10,6 +10,7 @@ from prunegpt_utils.report.best_dense import GROUP, chosen_on_validation
 from prunegpt_utils.report.frames import costs, frame
 from prunegpt_utils.report.methods import order, style_of
 from prunegpt_utils.report.statistics import half_width
+from prunegpt_utils.runs import records, study_files
 from prunegpt_utils.runs.costs import flops_along_chain
 from prunegpt_utils.runs.expansion import variant_name
 
@@ -21,6 +22,27 @@ _PAIRS = {
     0.5: ("gradual", "gradual-distilled"),
     0.9: ("gradual", "gradual-distilled"),
 }
+
+
+def small_models_of(study: str) -> list[dict]:
+    """Published records of models that were pretrained small, and of these pretrainings.
+
+    They are of the study that the file of `study` names as `small_models`; none if it names none.
+    The small dense models of `study` itself are cut out of the large one.
+    """
+    other = study_files.load_or_empty(study).get("small_models")
+    found = records.published(other) if other else []
+    return [r for r in found if r["notebook"] == "00_pretraining" or "model" in r["axes"]]
+
+
+def answering(study: str, found: list[dict], table: pd.DataFrame) -> pd.DataFrame:
+    """The table from which a study's answer is read: with the `small_models_of` it, if any.
+
+    Args:
+        found: records of the study.  table: of `frames.frame`, of these.
+    """
+    small = small_models_of(study)
+    return frame([*found, *small]) if small else table
 
 
 def sweep(table: pd.DataFrame) -> pd.DataFrame:
@@ -103,7 +125,7 @@ def effects(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def compared(
-    records: Sequence[dict], total: int | None = None, flops: Mapping[str, float] | None = None
+    found: Sequence[dict], total: int | None = None, flops: Mapping[str, float] | None = None
 ) -> pd.DataFrame:
     """`frames.costs` of each recipe at the learning rate that validation chose for it.
 
@@ -112,20 +134,20 @@ def compared(
             None compares all, each number of steps by itself.
         flops: see `frames.costs`.
     """
-    table = frame(list(records))
+    table = frame(list(found))
     trained = table[(table.total == total) if total else (table.steps > 0)]
     trained = trained.assign(
         variant=[_variant(*of) for of in trained[["base_recipe", "axes"]].values]
     )
     best = chosen_on_validation(trained, ["variant", "size", "total", *GROUP[1:]])
-    parts = [costs([_without_rate(r) for r in records if r["run"] in set(runs.run)], flops)
+    parts = [costs([_without_rate(r) for r in found if r["run"] in set(runs.run)], flops)
              for _, runs in best.groupby(["total", "size"])]  # fmt: skip
     rows = pd.concat(parts, ignore_index=True) if parts else costs([])
     places = rows.base_recipe.map(lambda name: order(name)[0])
     return rows.loc[places.sort_values(kind="stable").index].reset_index(drop=True)
 
 
-def whole_cost(records: Sequence[dict], resolve: Callable) -> dict[str, int]:
+def whole_cost(found: Sequence[dict], resolve: Callable) -> dict[str, int]:
     """{run: operations of its training and of all that it stands on, its teacher's included}.
 
     Without those runs of which a record along the chain is missing, or does not say.
@@ -133,12 +155,12 @@ def whole_cost(records: Sequence[dict], resolve: Callable) -> dict[str, int]:
     Args:
         resolve: see `runs.costs.flops_along_chain`.
     """
-    by_name, found = {record["run"]: record for record in records}, {}
+    by_name, costs_of = {record["run"]: record for record in found}, {}
     for run in by_name:
         with contextlib.suppress(ParameterError):
             parts = flops_along_chain(run, by_name, resolve).values()
-            found[run] = sum(sum(each.values()) for each in parts)
-    return found
+            costs_of[run] = sum(sum(each.values()) for each in parts)
+    return costs_of
 
 
 def _variant(base_recipe, axes):

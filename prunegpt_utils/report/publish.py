@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.files import atomic_path
-from prunegpt_utils.report import forgetting, frames, tables
+from prunegpt_utils.report import controls, forgetting, frames, tables
 from prunegpt_utils.runs import (
     expansion,
     paths,
@@ -89,7 +89,7 @@ def study_page(study: str) -> str:
         re.sub("^# ?", "", comment, flags=re.M).strip(),
         f"`make study STUDY={study}` makes it again. The pictures and tables are explained in "
         f"[{book}](../../notebooks/{book}.ipynb); back to the [README](../../README.md).",
-        _answer(found, table),
+        tables.answer(controls.answering(study, found, table)) or forgetting.answer(found),
         *(f"![{path.stem}](../../figures/{study}/{path.name})" for path in figures),
         tables.markdown(table, ".", ["training", "texts"]) if len(table) else _list(found),
     ]
@@ -99,10 +99,6 @@ def study_page(study: str) -> str:
 def _published(study):
     found = records.published(study)
     return found, frames.frame(found, **expansion.context(study, _results(study)))
-
-
-def _answer(found, table):
-    return tables.answer(table) or forgetting.answer(found)
 
 
 def _list(found):
@@ -118,12 +114,13 @@ def with_results(text: str) -> str:
     """
     for part, study in re.findall("<!-- (answer|verdict|short):(\\S+) -->", text):
         found, table = _published(study)
+        table = controls.answering(study, found, table)
         if part == "short":
             content = tables.short(table)
         elif part == "verdict":
             content = tables.verdict(table) or forgetting.verdict(found)
         else:
-            content = _answer(found, table)
+            content = tables.answer(table) or forgetting.answer(found)
         text = between_markers(text, f"{part}:{study}", content)
     return text
 

@@ -63,7 +63,6 @@ class Parameters(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     study: str = _text("must be letters, digits, '.', '_' or '-', at most 160", _NAME)
-    small_study: str = _text("must be letters, digits, '.', '_' or '-', at most 160", _NAME)
     trained_study: str = _text("must be letters, digits, '.', '_' or '-', at most 160", _NAME)
     recipe: str = _text("must be letters, digits, '.', '_' or '-', at most 160", _NAME)
     model: str = _text(
