@@ -20,6 +20,7 @@ from prunegpt_utils.teacher_cache import cached_hidden_states
 from prunegpt_utils.training import keep_freed_memory
 
 TOLERANCE = {"float32": 1e-5, "bf16": 1e-2}  # of loss and gradients, relative to the largest
+CACHED = {"2M": "<= 1.08", "124M": "<= 1.15"}  # goals: softmaxes over 50,257 tokens cost more
 LARGEST = 64  # entries of a cut-off list, with an index of 2 bytes and a value of 2 bytes each
 
 
@@ -75,7 +76,7 @@ def measure(size, turns, goals):
         row(f"{what}, live", "no teacher", above, ratio(seconds, "live", "without"),
             goals and "<= 1.36", **evidence),
         row(f"{what}, cached", "no teacher", above, ratio(seconds, "cached", "without"),
-            goals and "<= 1.08", least_by_operations=least),
+            goals and CACHED[size], least_by_operations=least),
         row(f"{what}, cached", f"its largest {LARGEST} chances", "times the bytes",
             cached[0, 0].nbytes / (4 * LARGEST)),
     ]  # fmt: skip
