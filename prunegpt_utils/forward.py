@@ -53,10 +53,9 @@ def training_attention(
 ) -> contextlib.AbstractContextManager[None]:
     """The attention that trains faster on windows of `block_size` tokens.
 
-    On a CPU, in bf16, a forward and a backward pass of blocks of width 192 to 768 take with eager
-    attention 0.83 to 0.86 of the fused kernel's time at 128 tokens, 1.01 to 1.04 at 256, 1.02 to
-    1.15 at 512, 1.32 to 1.40 at 1,024; dropout of the attention has no fused kernel there. A model
-    is loaded with eager attention on a CPU, and with the fused one elsewhere.
+    On a CPU that is eager attention up to `EAGER_UP_TO` tokens, and at any length with dropout, of
+    which there is no fused kernel there; `benchmarks/attention_cost.py` measures it. A model is
+    loaded with eager attention on a CPU, and with the fused one elsewhere.
     """
     config = model.config
     dropout = getattr(config, "attn_pdrop", 0) or getattr(config, "attention_dropout", 0)
