@@ -84,8 +84,7 @@ def train(
             if compiled:
                 model.base_model.compile(dynamic=False)
             cached = _teacher_states(windows, config, teacher, cache, accelerator)
-            with training_attention(model, trainer.block_size):
-                trainer.loop(validation, cached, save_every, label)
+            trainer.loop(validation, cached, save_every, label)
             trainer.finish(identity, cached is not None, label)
         accelerator.wait_for_everyone()
         return checkpoints.load_finished(model, folder)
@@ -143,7 +142,8 @@ class Trainer:
         marks = {round(steps * (k + 1) / evaluations) for k in range(evaluations)}
         tokens = self.config.windows_per_step * self.block_size
         self.wrapped_model.train()
-        with self._progress_bar(label) as progress:
+        attention = training_attention(self.model, self.block_size)
+        with attention, self._progress_bar(label) as progress:
             while state.step < steps:
                 # 1. the weights to train: masks follow the schedule
                 self.pruner.before_step(state.step)

@@ -158,7 +158,7 @@ def test_changed_parameters_are_named(study):
     content = yaml.safe_load(study.read_text())
     content["notebooks"]["01_baselines"]["dense"] = {"lr": 0.004, "epochs": 2}
     study.write_text(yaml.safe_dump(content))
-    assert staleness.outdated("mine")[DENSE] == "parameters changed: epochs, lr"
+    assert staleness.outdated("mine")[DENSE] == "parameters changed: lr, epochs"
     edit(DENSE, lambda r: r["parameters"].update(lr=0.004, epochs=2.0))
     assert DENSE not in staleness.outdated("mine")
     content["notebooks"]["01_baselines"]["dense"] = {"lr": 0.004}  # back to the notebook's own
