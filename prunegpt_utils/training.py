@@ -122,12 +122,11 @@ class Trainer:
         """Arguments as for `train`; `folder` is that of this training."""
         self.model, self.windows, self.config, self.folder = model, windows, config, folder
         self.accelerator, self.block_size = accelerator, windows.shape[1] - 1
-        self.teacher = teacher
-        teacher = teacher and rounded_copy(teacher, config.precision)
-        self.wrapped_model = accelerator.prepare(_Objective(model, config, teacher))
+        self.teacher, reader = teacher, teacher and rounded_copy(teacher, config.precision)
+        self.wrapped_model = accelerator.prepare(_Objective(model, config, reader))
         self.optimizer = _optimizer(model, config)
         batches = calibration_batches(windows, config.batch, config.seed)
-        loss = functools.partial(batch_loss, model, config=config, teacher=teacher)
+        loss = functools.partial(batch_loss, model, config=config, teacher=reader)
         self.pruner = Pruner(model, config, self.optimizer, batches, loss)
         self.state = checkpoints.TrainState(model, self.optimizer, self.pruner)
 
@@ -142,8 +141,7 @@ class Trainer:
         marks = {round(steps * (k + 1) / evaluations) for k in range(evaluations)}
         tokens = self.config.windows_per_step * self.block_size
         self.wrapped_model.train()
-        attention = training_attention(self.model, self.block_size)
-        with attention, self._progress_bar(label) as progress:
+        with training_attention(self.model, self.block_size), self._progress_bar(label) as progress:
             while state.step < steps:
                 # 1. the weights to train: masks follow the schedule
                 self.pruner.before_step(state.step)
