@@ -224,7 +224,7 @@ def batch_loss(
 def _hidden_mse_loss(model, inputs, labels, config, teacher):
     with autocast(model, config.precision):
         ours = all_hidden_states(model, inputs)
-        with inference_mode(teacher):
+        with torch.no_grad():  # with the student's attention: equal models differ by nothing
             theirs = all_hidden_states(teacher, inputs)
     plain = mean_loss(_rounded(ours[-1], config), lm_head(model), labels)
     return (1 - config.alpha) * plain + config.alpha * hidden_mse(ours, theirs)

@@ -46,7 +46,6 @@ def cached_hidden_states(
     return load_file(path)["hidden_states"]
 
 
-@torch.no_grad()
 def _compute(teacher, windows, path, precision, hidden_states, batch):
     with atomic_path(path) as part:
         with ProgressBar(-(-len(windows) // batch), "the teacher reads the text") as progress:

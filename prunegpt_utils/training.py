@@ -17,12 +17,7 @@ from transformers import PreTrainedModel
 from prunegpt_utils import checkpoints
 from prunegpt_utils.calibration import calibration_batches
 from prunegpt_utils.config import TrainConfig
-from prunegpt_utils.distributed import (
-    device_name,
-    exclusive,
-    make_accelerator,
-    processor_name,
-)
+from prunegpt_utils.distributed import device_name, exclusive, make_accelerator, processor_name
 from prunegpt_utils.errors import environment_number
 from prunegpt_utils.evaluation import token_nll
 from prunegpt_utils.flops import training_flops

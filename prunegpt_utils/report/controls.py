@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 
 from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.report import forgetting, tables
 from prunegpt_utils.report.best_dense import GROUP, chosen_on_validation
 from prunegpt_utils.report.frames import costs, frame
 from prunegpt_utils.report.methods import order, style_of
@@ -33,6 +34,16 @@ def small_models_of(study: str) -> list[dict]:
     other = study_files.load_or_empty(study).get("small_models")
     found = records.published(other) if other else []
     return [r for r in found if r["notebook"] == "00_pretraining" or "model" in r["axes"]]
+
+
+def answer(study: str, found: list[dict], table: pd.DataFrame | None = None) -> str:
+    """A study's answer, whatever kind of study it is; '' if it has none.
+
+    Args:
+        found: records of the study.  table: of `frames.frame`, of these; None makes it.
+    """
+    table = answering(study, found, frame(found) if table is None else table)
+    return tables.answer(table) or forgetting.answer(found)
 
 
 def answering(study: str, found: list[dict], table: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.files import atomic_path
-from prunegpt_utils.report import controls, frames, parts, samples, tables
+from prunegpt_utils.report import controls, frames, parts, samples
 from prunegpt_utils.report.pages import FOLDER, notebook_html, render
 from prunegpt_utils.runs import paths, records, study_files
 from prunegpt_utils.runs.expansion import context
@@ -97,10 +97,8 @@ def _list_studies(folder):
             # of a time when records had another form, or damaged: its numbers are on its own pages
             with contextlib.suppress(ParameterError):
                 found.append(records.read(path))
-        name, answer = index.parts[-3], ""
-        if found:
-            table = controls.answering(name, found, frames.frame(found))
-            answer = parts.bullets(tables.answer(table))
+        name = index.parts[-3]
+        answer = parts.bullets(controls.answer(name, found))
         known.append({"name": name, "records": len(copies), "answer": answer})
     first = f"{known[0]['name']}/report/"
     _put(folder / "index.html", "studies.html", known[0]["name"], "Studies", first, studies=known)

@@ -7,7 +7,7 @@ from pathlib import Path
 import mistune
 import pandas as pd
 
-from prunegpt_utils.report import best_dense, controls, forgetting, frames, samples, tables
+from prunegpt_utils.report import best_dense, controls, samples, tables
 from prunegpt_utils.report.methods import VALUE_LABELS, method_label
 from prunegpt_utils.runs import records
 
@@ -33,9 +33,8 @@ def of_study(study: str, found: list[dict], table: pd.DataFrame, figures: Path) 
     model = found[-1]["model"]["name"]
     full = f"{study}-full"  # the larger study of the same kind, if there is one that was published
     fair_answer, fair_model = _published_answer(_FAIR)
-    answer = tables.answer(controls.answering(study, found, table)) or forgetting.answer(found)
     return {
-        "count": len(found), "answer": bullets(answer),
+        "count": len(found), "answer": bullets(controls.answer(study, found, table)),
         "notes": bullets(" ".join(tables.notes(table))), "headings": headings, "rows": rows,
         "groups": switches(headings), "figures": _figures(figures),
         "methods": _methods(table, found), "last": found[-1], "environment": _machines(found),
@@ -61,7 +60,7 @@ def _duration(seconds):
 def _published_answer(study):
     """Answer of a published study as HTML, and the model that it is of; '' and '' of none."""
     found = records.published(study)
-    answer = bullets(tables.answer(controls.answering(study, found, frames.frame(found))))
+    answer = bullets(controls.answer(study, found))
     return answer, found[-1]["model"]["name"] if found else ""
 
 

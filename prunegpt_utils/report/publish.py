@@ -89,7 +89,7 @@ def study_page(study: str) -> str:
         re.sub("^# ?", "", comment, flags=re.M).strip(),
         f"`make study STUDY={study}` makes it again. The pictures and tables are explained in "
         f"[{book}](../../notebooks/{book}.ipynb); back to the [README](../../README.md).",
-        tables.answer(controls.answering(study, found, table)) or forgetting.answer(found),
+        controls.answer(study, found, table),
         *(f"![{path.stem}](../../figures/{study}/{path.name})" for path in figures),
         tables.markdown(table, ".", ["training", "texts"]) if len(table) else _list(found),
     ]
@@ -114,13 +114,13 @@ def with_results(text: str) -> str:
     """
     for part, study in re.findall("<!-- (answer|verdict|short):(\\S+) -->", text):
         found, table = _published(study)
-        table = controls.answering(study, found, table)
+        answering = controls.answering(study, found, table)
         if part == "short":
-            content = tables.short(table)
+            content = tables.short(answering)
         elif part == "verdict":
-            content = tables.verdict(table) or forgetting.verdict(found)
+            content = tables.verdict(answering) or forgetting.verdict(found)
         else:
-            content = tables.answer(table) or forgetting.answer(found)
+            content = controls.answer(study, found, table)
         text = between_markers(text, f"{part}:{study}", content)
     return text
 
