@@ -81,8 +81,9 @@ def record_values(record: dict, fair: bool) -> dict:
 
 
 def bullets(text: str) -> str:
-    """Markdown of `tables.answer` as HTML, all else in it escaped."""
-    return mistune.create_markdown(escape=True)(text)
+    """Markdown of `tables.answer` as HTML, all else in it escaped; no line ends within `95 %`."""
+    html = mistune.create_markdown(escape=True)(text)
+    return html.replace(" % interval", "\N{NO-BREAK SPACE}% interval")
 
 
 def table_rows(table: pd.DataFrame) -> tuple[list, list]:
