@@ -35,6 +35,24 @@ class TokenLosses:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A text as a model has read it: what all its predictions are made of.
+
+    Attributes:
+        model: that has read it.
+        states: last hidden states, shape (scored tokens, width), each that from which the token of
+            `labels` is predicted; on the model's device, in the order of the text.
+        labels: int64, shape (scored tokens,).
+        scored: the losses of these predictions.
+    """
+
+    model: PreTrainedModel
+    states: torch.Tensor
+    labels: torch.Tensor
+    scored: TokenLosses
+
+
 def perplexity(
     model: PreTrainedModel, tokens: Tokens, split: str, block_size: int, protocol: str = "disjoint",
     stride: int | None = None, batch: int = 32,
@@ -77,6 +95,25 @@ def score_tokens(
         ParameterError: unknown split, stride out of range, a text too short to score, or pages
             by a tokenizer that has no token to begin them with.
     """
+    text, spans = _windows_of(tokens, split, block_size, protocol, stride)
+    return _token_losses(token_nll(model, text.ids, spans, batch), text, protocol)
+
+
+def read(
+    model: PreTrainedModel, tokens: Tokens, split: str, block_size: int, protocol: str = "disjoint",
+    stride: int | None = None, batch: int = 32,
+) -> Reading:  # fmt: skip
+    """What `score_tokens` does, keeping the hidden states: width numbers a scored token."""
+    text, spans = _windows_of(tokens, split, block_size, protocol, stride)
+    with inference_mode(model):
+        parts = zip(*_predictions(model, text.ids, spans, batch), strict=True)
+        states, labels = map(torch.cat, parts)
+        losses = _nll(states, lm_head(model), labels)
+    return Reading(model, states, labels, _token_losses(losses, text, protocol))
+
+
+def _windows_of(tokens, split, block_size, protocol, stride):
+    """(text, its `text_windows`)."""
     layouts = tokens.layouts[PROTOCOLS[protocol].layout]
     if not layouts:
         allowed = "begins each page with the bos or eos token, and this tokenizer has neither"
@@ -84,8 +121,10 @@ def score_tokens(
     if split not in layouts:
         raise ParameterError("split", split, f"must be one of {', '.join(layouts)}")
     text = layouts[split]
-    spans = text_windows(protocol, text.lengths, block_size, stride)
-    losses = token_nll(model, text.ids, spans, batch)
+    return text, text_windows(protocol, text.lengths, block_size, stride)
+
+
+def _token_losses(losses, text, protocol):
     # end-of-text tokens that only give context are no part of the text
     total = len(losses) if PROTOCOLS[protocol].overlap else text.tokens
     return TokenLosses(losses, total, text.words, text.bytes)
@@ -235,18 +274,22 @@ def token_nll(
     Raises:
         ParameterError: nothing to score.
     """
+    with inference_mode(model):
+        head, batches = lm_head(model), _predictions(model, ids, spans, batch)
+        return torch.cat([_nll(states, head, labels) for states, labels in batches])
+
+
+def _predictions(model, ids, spans, batch):
+    """Of each batch of windows: (last hidden states, the tokens that are predicted from them)."""
     if not spans:
         raise ParameterError("data", f"{len(ids)} tokens", "is too little text to score")
-    losses = []
-    with inference_mode(model):
-        for first, rows in window_batches(spans, batch):
-            windows = torch.stack([ids[begin:end] for begin, end in rows]).to(model.device)
-            hidden = last_hidden_states(model, windows[:, :-1])[:, first - 1 :].flatten(0, 1)
-            losses.append(_nll(hidden, lm_head(model), windows[:, first:].flatten()))
-    return torch.cat(losses)
+    for first, rows in _window_batches(spans, batch):
+        windows = torch.stack([ids[begin:end] for begin, end in rows]).to(model.device)
+        states = last_hidden_states(model, windows[:, :-1])[:, first - 1 :].flatten(0, 1)
+        yield states, windows[:, first:].flatten()
 
 
-def window_batches(spans: list, batch: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+def _window_batches(spans: list, batch: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
     """Consecutive windows of equal shape, at most `batch` of them: (first, [(begin, end), ...]).
 
     `spans` are those of `protocols.rolling_windows`.

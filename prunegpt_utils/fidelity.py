@@ -3,58 +3,44 @@
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel
 
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.evaluation import window_batches
-from prunegpt_utils.forward import inference_mode, last_hidden_states, lm_head, logits
-from prunegpt_utils.protocols import rolling_windows
+from prunegpt_utils.evaluation import Reading
+from prunegpt_utils.forward import inference_mode, lm_head, logits
 
 BINS = 15  # of the calibration error, as in the paper
 
 
-def compare(
-    model: PreTrainedModel, reference: PreTrainedModel, ids: torch.Tensor, block_size: int,
-    batch: int = 32, chunk: int = 256,
-) -> dict:  # fmt: skip
-    """Compare a model with the dense one that it stands for, on every token of a text.
+def compare(model: Reading, reference: Reading, chunk: int = 256) -> dict:
+    """Compare a model with the dense one that it stands for, on every scored token of a text.
 
     Two models of equal accuracy may still answer differently, and perplexity hides it; the
     divergence and the flips show it (Dutta et al. 2024, arXiv 2407.09141).
 
-    Both models read the windows side by side and nothing is cached on disk: it is one pass of
-    each over the validation text, a few hundredths of a run, and exact. The reference's logits
-    would be vocabulary numbers a token, and their best few would not give the divergence.
+    Readings are hidden states, from which the head makes the logits again: vocabulary numbers a
+    token would be too many to keep, and their best few would not give the divergence.
 
     Args:
-        model, reference: with the same vocabulary, on the same device.
-        ids: int64, shape (tokens,), cut into disjoint windows of `block_size` tokens.
-        batch: windows at a time.  chunk: tokens whose logits live at the same time. Both change
-            the speed and the memory alone.
+        model, reference: of the same text and windows, by models with the same vocabulary on the
+            same device.
+        chunk: tokens whose logits live at the same time; changes the speed and the memory alone.
 
     Returns:
         dict: what `summarize` makes of `token_fidelity`.
 
     Raises:
-        ParameterError: too little text to score, or another vocabulary.
+        ParameterError: another vocabulary, or another text.
     """
-    spans = rolling_windows(len(ids), block_size, block_size)
-    if not spans:
-        raise ParameterError("data", f"{len(ids)} tokens", "is too little text to score")
-    parts = []
-    with inference_mode(model), inference_mode(reference):
-        heads = [lm_head(each) for each in (model, reference)]
-        for first, rows in window_batches(spans, batch):
-            windows = torch.stack([ids[begin:end] for begin, end in rows]).to(model.device)
-            labels = windows[:, first:].flatten().split(chunk)
-            hidden = [
-                last_hidden_states(each, windows[:, :-1])[:, first - 1 :].flatten(0, 1).split(chunk)
-                for each in (model, reference)
-            ]
-            for ours, theirs, label in zip(*hidden, labels, strict=True):
-                parts.append(
-                    token_fidelity(logits(ours, heads[0]), logits(theirs, heads[1]), label)
-                )
+    if not torch.equal(model.labels, reference.labels):
+        shown = f"a text of {len(reference.labels)} scored tokens"
+        raise ParameterError("reference", shown, f"must be the {len(model.labels)} of the model")
+    with inference_mode(model.model), inference_mode(reference.model):
+        heads = lm_head(model.model), lm_head(reference.model)
+        chunks = (each.split(chunk) for each in (model.states, reference.states, model.labels))
+        parts = [
+            token_fidelity(logits(ours, heads[0]), logits(theirs, heads[1]), labels)
+            for ours, theirs, labels in zip(*chunks, strict=True)
+        ]
     return summarize(parts)
 
 

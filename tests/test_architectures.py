@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from conftest import tokens_of
 from transformers.modeling_outputs import BaseModelOutput
 
 from prunegpt_utils import (
@@ -159,7 +160,9 @@ def test_fidelity_is_that_of_the_models_own_logits(architecture):
         rows = windows.view(-1, BLOCK)[:, :-1]
         ours, theirs = (each(rows).logits.double().log_softmax(-1) for each in (stock, dense))
     wanted = F.kl_div(ours, theirs, log_target=True, reduction="none").sum(-1).mean().item()
-    found = fidelity.compare(model, dense, windows, BLOCK, batch=3, chunk=50)
+    text = tokens_of(windows)
+    readings = [evaluation.read(each, text, "test", BLOCK, batch=3) for each in (model, dense)]
+    found = fidelity.compare(*readings, chunk=50)
     assert found["kl"] == pytest.approx(wanted, rel=1e-3)
     same = (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
     assert found["same_top"] == pytest.approx(same, abs=0.02)  # a tie may fall to either side

@@ -26,15 +26,23 @@ def logits_of(model, ids, block):
     return torch.cat(found), torch.cat([window[1:] for window in windows])
 
 
+def reading(model, ids, block=32, batch=32):
+    return evaluation.read(model, tokens_of(ids), "test", block, batch=batch)
+
+
+def compare(model, other, ids, batch=32, chunk=256):
+    return fidelity.compare(reading(model, ids, batch=batch), reading(other, ids), chunk)
+
+
 def test_a_model_beside_itself_has_lost_nothing(model, ids):
-    found = fidelity.compare(model, model, ids, 32)
+    found = compare(model, model, ids)
     assert found["tokens"] == 968 and found["kl"] == 0 and found["same_top"] == 1  # 31 a window
     assert found["flips_to_wrong"] == found["flips_to_right"] == 0
     assert found["ece"] == found["reference_ece"]
 
 
 def test_all_of_it_on_the_logits_of_two_models(model, other, ids):
-    found = fidelity.compare(model, other, ids[:1001], 32)
+    found = compare(model, other, ids[:1001])
     ours, labels = logits_of(model, ids, 32)
     theirs, _ = logits_of(other, ids, 32)
     log_p, log_q = (each.double().log_softmax(-1) for each in (theirs, ours))
@@ -51,29 +59,46 @@ def test_all_of_it_on_the_logits_of_two_models(model, other, ids):
 
 @pytest.mark.parametrize(("batch", "chunk"), [(1, 256), (3, 7), (64, 1), (32, 4096)])
 def test_batch_and_chunk_change_nothing(model, other, ids, batch, chunk):
-    whole = fidelity.compare(model, other, ids[:490], 32)
-    assert fidelity.compare(model, other, ids[:490], 32, batch, chunk) == pytest.approx(whole)
+    whole = compare(model, other, ids[:490])
+    assert compare(model, other, ids[:490], batch, chunk) == pytest.approx(whole)
 
 
 def test_the_same_tokens_are_compared_as_are_scored(model, other, ids):
     for length in (2, 33, 64, 100):
         scored = evaluation.score_tokens(model, tokens_of(ids[:length]), "test", 32)
-        found = fidelity.compare(model, other, ids[:length], 32)
+        found = compare(model, other, ids[:length])
         assert found["tokens"] == len(scored.losses)
     with pytest.raises(ParameterError, match="data: '1 tokens' is too little text to score"):
-        fidelity.compare(model, other, ids[:1], 32)
+        compare(model, other, ids[:1])
+
+
+@pytest.mark.parametrize("protocol", ["disjoint", "strided"])
+def test_a_reading_scores_a_text_as_it_is_scored_without_one(model, ids, protocol):
+    """So that a notebook which compares need not read a text twice."""
+    text = tokens_of(ids[:490])
+    plain = evaluation.score_tokens(model, text, "test", 32, protocol)
+    found = evaluation.read(model, text, "test", 32, protocol)
+    torch.testing.assert_close(found.scored.losses, plain.losses, rtol=1e-6, atol=1e-6)
+    assert evaluation.metrics(found.scored) == pytest.approx(evaluation.metrics(plain))
+    assert found.states.shape == (len(plain.losses), 16)
+    assert torch.equal(found.labels, ids[1:490] if protocol == "strided" else found.labels)
+
+
+def test_readings_of_two_texts_are_refused(model, ids):
+    with pytest.raises(ParameterError, match="reference: 'a text of 31 scored tokens' must be"):
+        fidelity.compare(reading(model, ids[32:64]), reading(model, ids[:32]))
 
 
 def test_a_nearly_equal_model_is_never_nearer_than_itself(model, ids):
     near = tiny_gpt2()
     for weight in near.parameters():
         weight.data.mul_(1 + 1e-6)
-    assert -1e-8 < fidelity.compare(near, model, ids, 32)["kl"] < 1e-6
+    assert -1e-8 < compare(near, model, ids)["kl"] < 1e-6
 
 
 def test_models_are_left_as_they_were(model, other, ids):
     model.train()
-    fidelity.compare(model, other, ids[:64], 32)
+    compare(model, other, ids[:64])
     assert model.training and not other.training
     assert model.config._attn_implementation == other.config._attn_implementation == "eager"
 
@@ -87,9 +112,10 @@ def test_logits_of_a_whole_text_never_stand_in_memory():
         seen.append(hidden.shape[0] if weight.shape[0] == 5000 else 0)
         return hooked(hidden, weight, *rest)
 
+    read = reading(big, ids)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("prunegpt_utils.forward.F.linear", watched)
-        fidelity.compare(big, big, ids, 32, chunk=100)
+        fidelity.compare(read, read, chunk=100)
     assert 0 < max(seen) <= 100
 
 
@@ -139,7 +165,7 @@ def test_calibration_error_of_answers_as_sure_as_they_are_right():
 
 def test_other_vocabularies_are_refused(model, ids):
     with pytest.raises(ParameterError, match="reference: '101 tokens .* must have the model's 97"):
-        fidelity.compare(model, tiny_gpt2(vocabulary=101), ids, 32)
+        compare(model, tiny_gpt2(vocabulary=101), ids)
 
 
 def test_the_table_says_in_words_what_the_record_holds():
