@@ -18,7 +18,7 @@ NOTEBOOKS := 00_start_here 01_baselines 02_pruning 03_distillation 04_size_and_s
 	05_results 06_criteria 07_methods 08_ablations 09_structured 10_budget 11_real_model 12_forgetting \
 	13_one_shot 14_small_dense 15_fair_controls
 BENCHMARKS := training_step mask_cost teacher_cost attention_cost global_threshold perplexity \
-	criteria_cost tokenising study_of_runs sparse_inference scaling profiles
+	criteria_cost tokenising study_of_runs sparse_inference scaling threads profiles
 TOOLS := $(BIN)/python -m prunegpt_utils
 NAME := $(or $(NEW),$(STUDY))
 OVERRIDE = $(if $(NEW)$(SET),$(TOOLS) override "$(STUDY)" "$(NEW)" "$(SET)")
@@ -95,6 +95,10 @@ verify-gpt2: $(STAMP)  ## measure the real GPT-2 against the values others repor
 bench: $(STAMP)  ## measure the speed beside other tools, on an idle machine; rewrites the table of it
 	@for name in $(BENCHMARKS); do echo "$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 	@$(BIN)/python -m benchmarks.table
+
+# A notebook has threads on all cores. Those that wait for work sleep sooner than OpenMP would have it,
+# for beside a busy process they would hold the core that the others need: benchmarks/threads.py.
+lab notebooks: export GOMP_SPINCOUNT ?= 3000
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks/00_start_here.ipynb

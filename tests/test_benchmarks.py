@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks import global_threshold, mask_cost, perplexity, side_by_side, table
+from benchmarks import global_threshold, mask_cost, perplexity, side_by_side, table, threads
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.runs import paths, records
 
@@ -36,6 +36,16 @@ def test_every_script_is_in_the_table():
     assert scripts - {"side_by_side", "table", "verify_gpt2"} == set(table.ORDER)
     recipe = re.search(r"^BENCHMARKS :=((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(), re.M)[1]
     assert recipe.replace("\\", "").split() == list(table.ORDER)
+
+
+@pytest.mark.parametrize("target", ["lab", "notebooks"])
+def test_notebooks_wait_as_the_benchmark_does(target):
+    """Unless the user has said otherwise, and nothing else is told how to wait."""
+    makefile = (ROOT / "Makefile").read_text()
+    (targets, spins) = re.search(
+        r"^([a-z ]+): export GOMP_SPINCOUNT \?= (\d+)$", makefile, re.M
+    ).groups()
+    assert target in targets.split() and spins == threads.SPINS
 
 
 @pytest.mark.parametrize("name", [*table.ORDER, "table"])
