@@ -9,7 +9,15 @@ import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks import global_threshold, mask_cost, perplexity, side_by_side, table, threads
+from benchmarks import (
+    compiled,
+    global_threshold,
+    mask_cost,
+    perplexity,
+    side_by_side,
+    table,
+    threads,
+)
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.runs import paths, records
 
@@ -46,6 +54,12 @@ def test_notebooks_wait_as_the_benchmark_does(target):
         r"^([a-z ]+): export GOMP_SPINCOUNT \?= (\d+)$", makefile, re.M
     ).groups()
     assert target in targets.split() and spins == threads.SPINS
+
+
+def test_without_a_compiler_one_benchmark_is_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(compiled, "COMPILER", "no-such-compiler")
+    assert compiled.main([]) is None
+    assert "no-such-compiler is not here" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", [*table.ORDER, "table"])
