@@ -51,8 +51,10 @@ def line(record: str) -> None:
     perplexity = float(content["metrics"]["validation"]["perplexity"])
     maker = records.trained_as(content)
     trained = f", trained as {maker}" if maker else ""
+    cuts = 0 if content["sparsity"]["requested"] else len(content.get("one_shot_curve") or ())
     zeros = f"{100 * content['sparsity']['prunable']:5.1f} % zeros"
-    print(f"  {content['run']:<28} {zeros}   validation perplexity {perplexity:9.2f}   "
+    what = f"before {cuts} cuts" if cuts else zeros  # a curve's metrics are the dense model's
+    print(f"  {content['run']:<28} {what:<14}   validation perplexity {perplexity:9.2f}   "
           f"{content['seconds']:5.0f} s{trained}", flush=True)  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, measured, scored
 
+from prunegpt_utils import __main__ as commands
 from prunegpt_utils.distributed import processor_name
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.report import frames, publish
@@ -205,3 +206,15 @@ def test_a_record_that_is_nested_too_deeply_is_one_line(depth):
         assert len(str(error).splitlines()) == 1 and len(str(error)) < 500
     problems = list(validation.validate("t"))
     assert problems and all(line.startswith(run.record.name) for line in problems)
+
+
+@pytest.mark.parametrize(
+    ("run", "what"),
+    [("pydocs/gradual-s90-seed0", "90.0 % zeros"), ("methods/criteria-seed0", "before 52 cuts")],
+)
+def test_the_line_of_a_run_says_of_what_its_perplexity_is(run, what, capsys):
+    """A curve of cuts has that of the model before them, which is not the outcome of a cut."""
+    commands.main(["line", str(ROOT / "results" / f"{run}.json")])
+    name, found, label, *_ = re.split("  +", capsys.readouterr().out.strip())
+    assert name == run.split("/")[1] and found == what
+    assert label == "validation perplexity"
