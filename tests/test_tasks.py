@@ -79,7 +79,8 @@ def test_scores_are_those_of_lm_eval_itself(tmp_path, tokenizer):
             theirs[task]["acc_stderr,none"], rel=1e-12
         )
     lambada = ours["lambada"]["metrics"]
-    assert lambada["perplexity"] == theirs["lambada"]["perplexity,none"]
+    perplexity = theirs["lambada"]["perplexity,none"]  # another order of rows may round otherwise
+    assert lambada["perplexity"] == pytest.approx(perplexity, rel=1e-6)
     resampled = theirs["lambada"]["perplexity_stderr,none"]
     assert lambada["perplexity_stderr"] == pytest.approx(resampled, rel=0.2)
     assert 0 < ours["blimp"]["metrics"]["acc"] < 1, "a task that says nothing proves nothing"
