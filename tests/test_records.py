@@ -208,6 +208,14 @@ def test_a_record_that_is_nested_too_deeply_is_one_line(depth):
     assert problems and all(line.startswith(run.record.name) for line in problems)
 
 
+def test_a_page_names_the_runs_that_are_not_published(monkeypatch):
+    assert "Not published" not in publish.study_page("pydocs")
+    planned = expansion.plan("pydocs")
+    more = planned | {"more-seed0": planned["dense-seed0"]}
+    monkeypatch.setattr(expansion, "plan", lambda study: more)
+    assert "\n\nNot published yet: more-seed0.\n\n" in publish.study_page("pydocs")
+
+
 @pytest.mark.parametrize(
     ("run", "what"),
     [("pydocs/gradual-s90-seed0", "90.0 % zeros"), ("methods/criteria-seed0", "before 52 cuts")],

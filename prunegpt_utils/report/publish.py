@@ -45,10 +45,8 @@ def publish(study: str) -> list[Path]:
             if source == "records" and (scores := task_records.beside(folder / source)).is_dir():
                 shutil.copytree(scores, part / scores.name, ignore=ignore)
     page = targets[0] / "README.md"
-    for path, text in (
-        (page, study_page(study)),
-        (readme, with_results(readme.read_text("utf-8"))),
-    ):
+    pages = {page: study_page(study), readme: with_results(readme.read_text("utf-8"))}
+    for path, text in pages.items():
         with atomic_path(path) as part:
             part.write_text(text, "utf-8")
     return [*targets, page, readme]
@@ -84,11 +82,13 @@ def study_page(study: str) -> str:
     book = study_files.results_notebook(study)
     figures = sorted((paths.ROOT / "figures" / study).glob("*.png"))
     figures.sort(key=lambda path: path.stem != "perplexity")  # the answer's first
+    missing = (expansion.plan(study) if comment else {}).keys() - {each["run"] for each in found}
     parts = [
         f"# {study}",
         re.sub("^# ?", "", comment, flags=re.M).strip(),
         f"`make study STUDY={study}` makes it again. The pictures and tables are explained in "
         f"[{book}](../../notebooks/{book}.ipynb); back to the [README](../../README.md).",
+        f"Not published yet: {', '.join(sorted(missing))}." if missing else "",
         controls.answer(study, found, table),
         *(f"![{path.stem}](../../figures/{study}/{path.name})" for path in figures),
         tables.markdown(table, ".", ["training", "texts"]) if len(table) else _list(found),
