@@ -96,9 +96,9 @@ bench: $(STAMP)  ## measure the speed beside other tools, on an idle machine; re
 	@for name in $(BENCHMARKS); do echo "$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 	@$(BIN)/python -m benchmarks.table
 
-# A notebook has threads on all cores. Those that wait for work sleep sooner than OpenMP would have it,
-# for beside a busy process they would hold the core that the others need: benchmarks/threads.py.
-lab notebooks: export GOMP_SPINCOUNT ?= 3000
+# A notebook has threads on all cores. Those that wait for work sleep, for beside a busy process they
+# would hold the core that the others need: benchmarks/threads.py.
+lab notebooks: export OMP_WAIT_POLICY ?= passive
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks/00_start_here.ipynb

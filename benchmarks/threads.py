@@ -1,8 +1,8 @@
 """How fast do all cores train, alone and beside a busy process, by how their threads wait?
 
 A thread of GNU's OpenMP that has no work left looks for more, some hundred thousand times, before
-it sleeps. Alone that saves waking it. Beside a busy process one thread waits for a core on which
-another one only looks. `make lab` and `make notebooks` let it look `SPINS` times.
+it sleeps. Beside a busy process one thread then waits for a core on which another one only looks.
+`make lab` and `make notebooks` let it sleep at once, by OpenMP's own setting.
 """
 
 import json
@@ -17,13 +17,13 @@ from benchmarks.side_by_side import SIZES, gpt2, options, random_ids, ratio, row
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.losses import batch_loss
 
-SPINS = "3000"  # that of the Makefile
+POLICY = "passive"  # that of the Makefile
 BUSY = "while True: pass"  # what a neighbour does
 CORES = str(os.cpu_count())
 WAYS = {
     "as OpenMP has it": {"OMP_NUM_THREADS": CORES},
-    "few spins": {"OMP_NUM_THREADS": CORES, "GOMP_SPINCOUNT": SPINS},
-    "no spins": {"OMP_NUM_THREADS": CORES, "OMP_WAIT_POLICY": "passive"},
+    "few spins": {"OMP_NUM_THREADS": CORES, "GOMP_SPINCOUNT": "3000"},
+    "no spins": {"OMP_NUM_THREADS": CORES, "OMP_WAIT_POLICY": POLICY},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 

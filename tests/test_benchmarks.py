@@ -50,10 +50,10 @@ def test_every_script_is_in_the_table():
 def test_notebooks_wait_as_the_benchmark_does(target):
     """Unless the user has said otherwise, and nothing else is told how to wait."""
     makefile = (ROOT / "Makefile").read_text()
-    (targets, spins) = re.search(
-        r"^([a-z ]+): export GOMP_SPINCOUNT \?= (\d+)$", makefile, re.M
+    targets, policy = re.search(
+        r"^([a-z ]+): export OMP_WAIT_POLICY \?= (\w+)$", makefile, re.M
     ).groups()
-    assert target in targets.split() and spins == threads.SPINS
+    assert target in targets.split() and policy == threads.POLICY
 
 
 def test_without_a_compiler_one_benchmark_is_left_out(monkeypatch, capsys):
