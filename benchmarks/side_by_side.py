@@ -7,15 +7,22 @@ would use instead and the limit on the same work in the same process, and its re
 import argparse
 import json
 import math
+import multiprocessing
 import operator
+import os
 import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.distributed import device
 from prunegpt_utils.efficiency import time_in_turns
+from prunegpt_utils.losses import batch_loss
 from prunegpt_utils.runs import paths, records
 
 SIZES = {  # name -> (layers, width, heads, vocabulary, tokens a window, windows a step)
@@ -69,6 +76,37 @@ def random_ids(*shape, vocabulary):
     """Token ids, the same at each call."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, vocabulary, shape, generator=generator)
+
+
+def in_new_process(act, *arguments, **environment):
+    """What a function returns in a process that is begun for it, with these variables set."""
+    begun = multiprocessing.get_context("spawn")
+    with patch.dict(os.environ, environment), ProcessPoolExecutor(1, begun) as process:
+        return process.submit(act, *arguments).result()
+
+
+def train_steps(size, steps, precision="float32", backend=None):
+    """(loss of the first of some training steps, seconds of each).
+
+    Args:
+        size: key of `SIZES`.  precision: float32 or bf16.
+        backend: of `torch.compile`, which is given the blocks; None leaves them as they are.
+    """
+    *_, vocabulary, block, batch = SIZES[size]
+    config = TrainConfig(1, 1e-4, batch=batch, precision=precision)
+    model, ids = gpt2(size).train(), random_ids(batch, block + 1, vocabulary=vocabulary)
+    if backend:
+        model.base_model.compile(dynamic=False, backend=backend)
+    optimizer, seconds, losses = torch.optim.AdamW(model.parameters()), [], []
+    for _ in range(steps):
+        begin = time.perf_counter()
+        loss = batch_loss(model, ids, config)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - begin)
+        losses.append(loss.item())
+    return losses[0], seconds
 
 
 def time_prepared(acts, prepare, turns):

@@ -7,11 +7,9 @@ and would serve Trainer too.
 """
 
 import itertools
-import multiprocessing
 import statistics
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from benchmarks.side_by_side import (
     SIZES,
     gpt2,
+    in_new_process,
     matrices,
     options,
     products,
@@ -144,8 +143,7 @@ def measure(size, case, turns, **taught):
     for _ in range(turns):
         for name, (arm, *bf16) in arms.items():
             # one that waits for its turn may find its memory taken: each turn has a new one
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                found = process.submit(arm, size, text, config, *bf16).result()
+            found = in_new_process(arm, size, text, config, *bf16)
             seconds[name] += found[1][2:]  # two steps warm up: the first makes Adam's moments
         seconds["limit"] += time_in_turns({"limit": limit}, 1)["limit"]
     kind = "step with a teacher, live" if taught else "step"
