@@ -39,6 +39,12 @@ def test_planning_loads_neither_torch_nor_pandas():
     assert last_line("from prunegpt_utils.runs import expansion" + LOADED) == "loaded"
 
 
+def test_papermill_starts_without_parsing_a_grammar():
+    """jsonschema 4.25 and newer do when they are imported, which takes longer than all the rest."""
+    code = 'import papermill.cli, sys; print([name for name in sys.modules if name == "lark"])'
+    assert last_line(code) == "[]"
+
+
 def lint_imports(folder):
     """The import rules of the project, applied to the package in `folder`."""
     script = Path(sys.executable).with_name("lint-imports")
