@@ -1,4 +1,4 @@
-"""Does `torch.compile` pay on a processor, where a run has some hundred steps?
+"""Does `torch.compile` pay on a processor, where a run has some hundred or thousand steps?
 
 A training step with its blocks compiled and as it is, and how long the first one takes: on a
 machine that has never compiled this model, and on one that has. `train` compiles where it is told

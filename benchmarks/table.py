@@ -95,18 +95,6 @@ def _place(where):
     return f"{where['device']}, {where['threads']} threads, {packages}, at {where['commit'][:7]}"
 
 
-def with_table(text, table):
-    """`text` with the table between its markers.
-
-    Raises:
-        ParameterError: it has no such markers.
-    """
-    for marker in ("<!-- bench -->", "<!-- end bench -->"):
-        if marker not in text:
-            raise ParameterError("README.md", marker, "must be there: the table goes between both")
-    return between_markers(text, "bench", table)
-
-
 def main(arguments=None):
     """Publish, and rewrite the README."""
     parser = argparse.ArgumentParser(
@@ -115,14 +103,14 @@ def main(arguments=None):
     parser.add_argument("--readme", type=Path, default=paths.ROOT / "benchmarks" / "README.md")
     chosen = parser.parse_args(arguments)
     text = chosen.readme.read_text("utf-8")
-    with_table(text, "")  # complains before anything is copied
+    between_markers(text, "bench", "")  # complains before anything is copied
     publish(paths.study_folder("benchmarks"), published())
     grown = records.load(published() / "scaling-cpu.json")
     if grown:
         figure_files.save(scaling.draw(grown), paths.ROOT / "figures" / "benchmarks", "scaling")
     table = markdown(published())
     with atomic_path(chosen.readme) as part:
-        part.write_text(with_table(text, table), "utf-8")
+        part.write_text(between_markers(text, "bench", table), "utf-8")
     print(table)
 
 

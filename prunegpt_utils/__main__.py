@@ -205,6 +205,7 @@ def study(arguments: list[str], resume: bool = False) -> None:
     names, bad = listed.split() or [listed], False
     for name in names:
         check(name)
+    for name in names:
         execution.download(name)
         _announce(name)
     for name, code in scheduler.run(names, options, gpus or 0, resume):

@@ -119,6 +119,8 @@ def test_windows_that_are_not_those_of_the_metrics(losses):
     records.put(path, record)
     (problem,) = validation.validate("smoke")
     assert "nll_by_window: test: its mean is not the nll of the metrics" in problem
+    record["nll_by_window"] = {"nosuch": []}
+    assert "nll_by_window: nosuch: " in next(validation._measurement_problems(record))
 
 
 def test_a_perplexity_may_overflow():

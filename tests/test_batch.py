@@ -154,6 +154,18 @@ def test_what_a_killed_start_left_is_taken_over_only_when_asked(runs_folder, mon
     assert done == ["--unlock", "study=smoke"]
 
 
+def test_no_study_is_run_if_a_later_one_was_killed(runs_folder, monkeypatch):
+    monkeypatch.setattr(scheduler, "_wait", lambda command: 1 / 0)
+    killed = runs_folder / "pydocs" / ".snakemake" / "locks" / "0.input.lock"
+    log = runs_folder / "pydocs" / "logs" / "snakemake.log"
+    for path in (killed, log):
+        path.parent.mkdir(parents=True)
+        path.write_text("its last words")
+    with pytest.raises(ParameterError, match="study: 'pydocs' was killed"):
+        list(scheduler.run(["smoke", "pydocs"], []))
+    assert log.read_text() == "its last words"
+
+
 def test_a_lock_is_waited_for(tmp_path):
     lock = tmp_path / "lock"
     with subprocess.Popen([sys.executable, "-c", HOLD, lock, "0.5"], cwd=ROOT, stdout=-1) as other:

@@ -174,7 +174,7 @@ def test_the_curves_are_drawn_in_the_order_of_their_numbers(project):
 
 def test_a_readme_without_markers_is_left_alone(project):
     project.write_text("nothing here\n")
-    with pytest.raises(ParameterError, match=r"README.md: '<!-- bench -->' must be there"):
+    with pytest.raises(ParameterError, match=r"page: 'bench' must have one <!-- bench -->"):
         table.main([])
     assert project.read_text() == "nothing here\n" and not table.published().exists()
 

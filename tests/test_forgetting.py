@@ -53,12 +53,15 @@ def cut_record(criterion="sparsegpt", scored=("11111110", "11110000", "00000000"
     whole, *cut = ({"blimp": scores(d, 0.5), "capitals_produced": scores(d, 0)} for d in scored)
     points = [
         {"sparsity": share, "criterion": criterion, "scope": "uniform", "tasks": tasks,
-         "validation": {"nll": math.log(20 * (1 + share))}}
+         "validation": loss(20 * (1 + share)), "also": {"wiki": loss(30 * (1 + 2 * share))}}
         for share, tasks in zip((0.3, 0.8), cut, strict=True)
     ]  # fmt: skip
-    metrics = {"validation": {"nll": math.log(20)}}
-    return {"model": {"name": "tiny"}, "seed": 0, "metrics": metrics, "tasks": whole,
-            "one_shot_curve": points}  # fmt: skip
+    return {"model": {"name": "tiny"}, "seed": 0, "metrics": {"validation": loss(20)}, "tasks": whole,
+            "also_scored": {"wiki": {"metrics": loss(30)}}, "one_shot_curve": points}  # fmt: skip
+
+
+def loss(perplexity):
+    return {"perplexity": perplexity, "nll": math.log(perplexity)}
 
 
 def test_a_row_a_cut_and_task_with_the_dense_model_first():
@@ -74,7 +77,9 @@ def test_a_row_a_cut_and_task_with_the_dense_model_first():
 
 def test_a_verdict_is_of_one_cut_and_of_what_was_scored():
     first = cut_record()
-    assert "produces 57 % (18 to 96) as many capitals" in forgetting.verdict([first])
+    text = forgetting.verdict([first])
+    assert "produces 57 % (18 to 96) as many capitals" in text
+    assert "rises to 1.30 x on text of the kind that calibrated it and 1.60 x on wiki, " in text
     assert forgetting.answer([first]).count("\n") == 1
     for other in ({"seed": 1}, {"model": {"name": "other"}}):
         both = [first, cut_record() | other]
@@ -111,6 +116,7 @@ def test_trained_runs_stand_beside_the_dense_one_of_their_seed():
     scored = {"control-seed0": {"blimp": scores("1111", 0.5)},
               "gradual-seed0": {"blimp": scores("1110", 0.5)},
               "gradual-seed1": {"blimp": scores("1111", 0.5)}}  # fmt: skip
+    scored["gradual-seed0"]["lambada"] = scores("1111", 0)  # on which the dense run was not scored
     rows = recovery.trained(found, scored)
     assert rows.recipe.tolist() == ["control", "gradual"]  # seed 1 has no dense run
     assert rows.share.tolist() == [1, 0.5] and rows.ratio.tolist() == pytest.approx([1, 1.5])
@@ -202,5 +208,8 @@ def test_the_figure_says_its_numbers():
 def test_the_answer_is_of_one_criterion_and_says_its_intervals():
     text = forgetting.answer([cut_record("magnitude"), cut_record()])
     assert text.count("\n") == 1 and text.startswith("- **30 % of the block weights gone**")
-    assert "perplexity 1.30 x; left" in text and "capital, produced 57 % (18 to 96)" in text
+    assert (
+        "perplexity 1.30 x on text of the kind that calibrated it and 1.60 x on wiki; left" in text
+    )
+    assert "capital, produced 57 % (18 to 96)" in text
     assert forgetting.answer([cut_record("wanda")]) == ""

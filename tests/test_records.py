@@ -182,6 +182,31 @@ def test_a_record_of_a_variant_names_recipe_and_axes():
     }
 
 
+def test_a_record_is_of_the_study_as_it_was_when_the_run_began(runs_folder):
+    file = runs_folder / "mine" / "study.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("study: mine\nnotebooks: {02_pruning: {gradual: {steps: [5, 6]}}}\n", "utf-8")
+    own = {"study": "mine", "recipe": "gradual-steps5", "seed": 0}
+    run = records.open_run("02_pruning", P | own)
+    file.write_text("notebooks: [", "utf-8")
+    record = records.write(run, **measured())
+    assert (record["base_recipe"], record["axes"]) == ("gradual", {"steps": 5})
+
+
+def test_a_machine_without_git_writes_records(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    found = records.environment()
+    assert found["commit"] is None and found["dirty"]
+
+
+@pytest.mark.parametrize("text", ["no marker", "<!-- short:fair -->\n", "<!-- end short:fair -->"])
+def test_a_marker_without_its_end_is_no_old_number(text):
+    with pytest.raises(
+        ParameterError, match="page: 'short:fair' must have one <!-- short:fair -->"
+    ):
+        publish.between_markers(text, "short:fair", "new")
+
+
 def test_publish_refuses_a_dirty_tree(monkeypatch):
     monkeypatch.setattr(records, "environment", lambda: {"dirty": True})
     with pytest.raises(ParameterError, match="tree: 'dirty' must be committed"):

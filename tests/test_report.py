@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 
+import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import pytest
@@ -20,6 +21,7 @@ from prunegpt_utils.report import (
     methods,
     model_plots,
     pages,
+    parts,
     plots,
     samples,
     statistics,
@@ -152,6 +154,28 @@ def test_a_notebook_of_which_a_kill_left_half_has_no_page(tmp_path, monkeypatch)
     assert "gradual-s90-seed0" in pages and not {"control-seed0", "gradual-s50-seed0"} & pages
 
 
+def test_a_report_does_not_fail_for_another_study(runs_folder):
+    write_study(runs_folder)
+    index = html.build("trial")
+    other = runs_folder / "other" / "report"
+    shutil.copytree(index.parent / "records", other / "records")
+    (other / "index.html").write_text("of last year", "utf-8")
+    (runs_folder / "other" / "study.yaml").write_text(
+        "study: other\nnotebooks: {nosuch: }\n", "utf-8"
+    )
+    html.build("trial")
+    assert 'href="other/report/index.html"' in (runs_folder / "index.html").read_text("utf-8")
+
+
+def test_methods_in_short_name_all_that_runs_of_a_recipe_lost():
+    found = records.published("fair")
+    values = parts.of_study("fair", found, frames.frame(found), ROOT / "figures" / "fair")
+    said = str(values["methods"])
+    assert (
+        "'neuron sparsity': '0.75 to 0.98'" in said and "'block sparsity': '0.33 to 0.67'" in said
+    )
+
+
 def test_a_report_is_made_of_published_records_where_nothing_ran(runs_folder):
     index = html.build("pydocs")
     text = index.read_text("utf-8")
@@ -174,6 +198,14 @@ def test_equal_data_gives_equal_bytes(tmp_path):
         assert first.read_bytes() == second.read_bytes()
     assert figure_files.points(figure).y.tolist() == [12.5, 30]
     assert "block 1: 30.00 at mlp.c_fc" in figure_files.description(figure)
+
+
+def test_a_figure_that_is_left_out_does_not_stay(tmp_path):
+    figure, axes = plt.subplots()
+    axes.plot([1, 2], label="a line")
+    assert figure_files.save(figure, tmp_path, "rates") and len(list(tmp_path.iterdir())) == 3
+    assert figure_files.save(None, tmp_path, "rates") is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_bytes_of_a_record_are_those_of_the_encoded_tensors():
@@ -210,19 +242,22 @@ def test_the_time_of_a_sparsity_lies_between_those_measured():
     found = [
         {"notebook": "09_structured" if "narrow" in recipe else "02_pruning", "recipe": recipe,
          "base_recipe": recipe, "axes": {}, "run": f"{recipe}-{removed}", "seed": 0,
-         "sparsity": {"prunable": removed, "model": removed},
+         **({"removed_share": removed, "sparsity": {"prunable": 0.0, "model": 0.0}}
+            if recipe in ("narrow", "shallow") else
+            {"sparsity": {"prunable": removed, "model": removed}}),
          "parameters": {}, "protocol": {"block_size": 128},
          "metrics": {"validation": scored(9), "test": scored(9)},
          "training": {"steps": 1, "tokens": 1, "seconds": 1},
          "model": {"name": "tiny", "parameters": 9, "prunable": 8}}
         for recipe, removed in [("control", 0.0), ("gradual", 0.5), ("gradual", 0.7), ("gradual", 0.95),
-                             ("narrow", 0.333)]
+                             ("narrow", 0.333), ("shallow", 0.667)]
     ]  # fmt: skip
     speed |= {"notebook": "04_size_and_speed", "run": "size-and-speed"}
     costs = frames.costs([*found, speed]).set_index(["recipe", "sparsity"]).time
     assert costs["control", 0.0] == 1 and costs["narrow", 0.333] == pytest.approx(0.5)
     assert costs["gradual", 0.5] == 1 and costs["gradual", 0.7] == pytest.approx(0.5)
     assert math.isnan(costs["gradual", 0.95])
+    assert math.isnan(costs["shallow", 0.667]), "nobody measured a model of fewer blocks"
 
 
 def test_before_and_after_tells_both_ends_of_each_line():

@@ -139,7 +139,7 @@ def test_a_reference_may_name_the_run_of_another_seed(monkeypatch):
     assert plan["control-seed0"].parameters["reference"] == ""
     assert plan["gradual-s90-seed1"].depends_on == ("dense-seed1", "control-seed1")
     # what another run makes is the run as it is planned
-    asked = expansion.resolve(content, "reference", plan["gradual-s90-seed1"].parameters)
+    asked = expansion.resolver(content)("reference", plan["gradual-s90-seed1"].parameters)
     assert asked.parameters == plan["control-seed1"].parameters
 
 

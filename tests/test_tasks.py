@@ -301,6 +301,9 @@ def test_what_is_stale_or_damaged_is_seen(study, monkeypatch, capsys):
     path.write_text(json.dumps(record | {"tasks": {"elements_chosen": {"samples": 3}}}))
     with pytest.raises(ParameterError, match="metrics"):
         task_records.read(path)
+    with monkeypatch.context() as patch, pytest.raises(ParameterError, match="metrics"):
+        patch.setattr(modeling, "load_model", lambda source: 1 / 0)  # before anything is scored
+        task_records.score("mine", "gradual-s50-seed0", "elements", 2)
     records.put(path, record | {"code": record["code"] | {"tasks": "0"}})
     assert task_records.todo("mine", "elements", 2)["gradual-s50-seed0"] == "code of tasks changed"
 

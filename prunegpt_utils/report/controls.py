@@ -85,21 +85,20 @@ def usual_length(table: pd.DataFrame) -> int:
     return int(totals.iloc[-1]) if len(totals) else 0
 
 
-def square(rows: pd.DataFrame, sparsity: float = 0.0, split: str = "test") -> pd.DataFrame:
-    """Perplexity with and without a teacher at a low and at a high learning rate.
+def square(rows: pd.DataFrame, sparsity: float = 0.0) -> pd.DataFrame:
+    """Test perplexity with and without a teacher at a low and at a high learning rate.
 
     Of the rates at which both were trained at most seeds, the lowest and the highest.
 
     Args:
-        rows: of `sweep`.  sparsity: 0, 0.5 or 0.9.  split: test or validation.
+        rows: of `sweep`.  sparsity: 0, 0.5 or 0.9.
 
     Returns:
         DataFrame: a row a seed that has all four; columns (learning rate, arm). Without rows and
         columns if there are no two such rates.
     """
     mine = rows[(rows.requested == sparsity) & rows.base_recipe.isin(_PAIRS[sparsity])]
-    column = {"validation": "perplexity"}.get(split, split)
-    wide = mine.pivot_table(index="seed", columns=["lr", "base_recipe"], values=column)
+    wide = mine.pivot_table(index="seed", columns=["lr", "base_recipe"], values="test")
     both = {rate: wide[rate].dropna() for rate in dict.fromkeys(rate for rate, _ in wide)}
     seeds = {rate: len(each) for rate, each in both.items() if each.shape[1] == 2}
     rates = [rate for rate, count in seeds.items() if count == max(seeds.values())]

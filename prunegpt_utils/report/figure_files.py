@@ -70,7 +70,9 @@ def save(figure: Figure | None, folder: Path, name: str) -> Path | None:
     PNG and SVG carry `description` with them, where a page finds its alternative text. A figure
     that was `left_out` is None, and so is its path.
     """
-    if figure is None:
+    if figure is None:  # nor does one stay from a time when there was more to draw
+        for kind in ("svg", "png", "csv"):
+            (folder / f"{name}.{kind}").unlink(missing_ok=True)
         return None
     folder.mkdir(parents=True, exist_ok=True)
     about = {"Title": name, "Description": description(figure)}

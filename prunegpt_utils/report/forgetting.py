@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Affine2D
 
 from prunegpt_utils.protocols import exp
+from prunegpt_utils.report import cuts as cuts_on_texts
 from prunegpt_utils.report.figure_files import percent_axis
-from prunegpt_utils.report.methods import CRITERIA
+from prunegpt_utils.report.methods import CRITERIA, TEXT_LABELS
 
 # task -> (label, colour, marker)
 ABILITIES = {
@@ -143,7 +144,7 @@ def answer(records: Sequence[dict], criterion: str = "sparsegpt") -> str:
     Of each sparsity the intervals are those of `retained`; '' as well if there is more than one
     such cut, of several models or seeds.
     """
-    rows = _of_one_cut(cuts(records), criterion)
+    rows, perplexities = _of_one_cut(cuts(records), criterion), _perplexities(records, criterion)
     rows = rows[(rows.sparsity > 0) & rows.share.notna()]
     lines = []
     for sparsity, each in rows.groupby("sparsity"):
@@ -153,9 +154,19 @@ def answer(records: Sequence[dict], criterion: str = "sparsegpt") -> str:
         )
         lines.append(
             f"- **{100 * sparsity:.0f} % of the block weights gone**, not retrained: perplexity "
-            f"{each.ratio.iloc[0]:.2f} x; left of what the dense model can, above a guess: {left}."
+            f"{perplexities[sparsity]}; left of what the dense model can, above a guess: {left}."
         )
     return "\n".join(lines)
+
+
+def _perplexities(records, criterion):
+    """{sparsity: by how much a cut raised the perplexity of each text}, in words."""
+    rows = cuts_on_texts.cuts([record for record in records if record.get("tasks")])
+    rows = _of_one_cut(rows, criterion)
+    names, words = {cuts_on_texts.OWN: "text of the kind that calibrated it"} | TEXT_LABELS, {}
+    for sparsity, text, nats in rows[["sparsity", "text", "nats"]].values:
+        words.setdefault(sparsity, []).append(f"{exp(nats):.2f} x on {names.get(text, text)}")
+    return {sparsity: " and ".join(each) for sparsity, each in words.items()}
 
 
 def _of_one_cut(rows, criterion):
@@ -173,7 +184,8 @@ def verdict(records: Sequence[dict], criterion: str = "sparsegpt") -> str:
     """
     rows = _of_one_cut(cuts(records), criterion)
     facts = rows[(rows.task == "capitals_produced") & (rows.high < 1)]
-    here = rows[rows.sparsity == facts.sparsity.min()].set_index("task")
+    share = facts.sparsity.min()
+    here = rows[rows.sparsity == share].set_index("task")
     if facts.empty or "blimp" not in here.index:
         return ""
     grammar, fact = (
@@ -181,10 +193,10 @@ def verdict(records: Sequence[dict], criterion: str = "sparsegpt") -> str:
         for task in ("blimp", "capitals_produced")
     )
     return (
-        f"With {100 * facts.sparsity.min():.0f} % of a real language model's block weights cut "
-        f"({CRITERIA[criterion][0]}, not retrained), its perplexity is {here.ratio.iloc[0]:.2f} x "
-        f"what it was, {grammar} of its grammar above a guess is left, and it produces {fact} as "
-        f"many capitals."
+        f"With {100 * share:.0f} % of a real language model's block weights cut "
+        f"({CRITERIA[criterion][0]}, not retrained), perplexity rises to "
+        f"{_perplexities(records, criterion)[share]}, {grammar} of its grammar above a guess is "
+        f"left, and it produces {fact} as many capitals."
     )
 
 

@@ -12,7 +12,7 @@ from prunegpt_utils.report import best_dense
 from prunegpt_utils.report.methods import method_label, order
 from prunegpt_utils.report.statistics import half_width
 from prunegpt_utils.runs import study_files
-from prunegpt_utils.runs.expansion import resolve, variant_name
+from prunegpt_utils.runs.expansion import resolver, variant_name
 
 # notebooks whose records are not about how good one pruned model is
 _OTHER_NOTEBOOKS = ("00_pretraining", "04_size_and_speed", "06_criteria", "13_one_shot")
@@ -151,11 +151,11 @@ def nll_gains(records: list[dict]) -> dict[str, dict]:
     """
     names = {record["run"]: name for record, name in zip(records, _untaught(records), strict=True)}
     recipes = {record["run"]: record["recipe"] for record in records}
-    found = {}
+    found, resolve = {}, resolver(study_files.load_or_empty(records[0]["study"] if records else ""))
     for record in records:
         if names[record["run"]] and record.get("nll_gain_over_baseline"):
-            content, p = study_files.load_or_empty(record["study"]), record["parameters"]
-            spec = resolve(content, "baseline", p)
+            p = record["parameters"]
+            spec = resolve("baseline", p)
             named = spec.parameters["recipe"] if spec else p.get("baseline")
             if recipes.get(names[record["run"]]) == named:
                 found[record["run"]] = record["nll_gain_over_baseline"]
@@ -176,7 +176,6 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         control_ratio=("control_ratio", "mean"), control_test_ratio=("control_test_ratio", "mean"),
         lr=("lr", "first"), steps=("steps", "first"), best_step=("best_step", list),
         fidelity=("fidelity", list), texts=("texts", list), text_ratios=("text_ratios", list),
-        model_sparsity=("model_sparsity", "mean"),
         tokens=("tokens", "mean"), seconds=("seconds", "mean"), seeds=("seed", list),
         runs=("run", list),
     ).reset_index()  # fmt: skip
@@ -306,7 +305,7 @@ def costs(records: list[dict], flops: Mapping[str, float] | None = None) -> pd.D
     rows["seeds"] = [len(runs) for runs in rows.pop("runs")]
     measured = [row for record in records for row in record.get("seconds_by_share", [])]
     narrow = rows.base_recipe.isin(["narrow", "narrow-distilled"])
-    kinds = np.where(narrow, "narrow", "sparse")
+    kinds = np.select([narrow, rows.zeros > 0], ["narrow", "sparse"], "not measured")
     rows["time"] = [_time_at(*of, measured) for of in zip(rows.sparsity, kinds, strict=True)]
     return rows
 

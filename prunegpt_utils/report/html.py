@@ -7,9 +7,9 @@ from pathlib import Path
 
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.files import atomic_path
-from prunegpt_utils.report import controls, frames, parts, samples
+from prunegpt_utils.report import controls, frames, parts
 from prunegpt_utils.report.pages import FOLDER, notebook_html, render
-from prunegpt_utils.runs import paths, records, study_files
+from prunegpt_utils.runs import paths, records
 from prunegpt_utils.runs.expansion import context
 
 
@@ -79,13 +79,9 @@ def _put(path, template, study, title, root="", **values):
 def _index(folder, study, found, notebooks):
     table = frames.frame(found, **context(study))
     table.drop(columns=frames.OBJECTS).to_csv(folder / "table.csv", index=False)
-    results = study_files.results_notebook(study)
-    _put(
-        folder / "index.html", "index.html", study, f"{study}: how far can GPT-2 be compressed?",
-        **parts.of_study(study, found, table, folder / "figures"),
-        samples=samples.html(samples.chosen(found)), notebooks=notebooks,
-        results=results if results in notebooks else "",
-    )  # fmt: skip
+    values = parts.of_study(study, found, table, folder / "figures")
+    values["results"] *= values["results"] in notebooks
+    _put(folder / "index.html", "index.html", study, notebooks=notebooks, **values)
 
 
 def _list_studies(folder):
@@ -96,9 +92,11 @@ def _list_studies(folder):
         for path in copies:
             # of a time when records had another form, or damaged: its numbers are on its own pages
             with contextlib.suppress(ParameterError):
-                found.append(records.read(path))
-        name = index.parts[-3]
-        answer = parts.bullets(controls.answer(name, found))
+                found += filter(None, [records.read(path)])
+        name, answer = index.parts[-3], ""
+        with contextlib.suppress(ParameterError):  # its study file is of another time, too
+            answer = parts.bullets(controls.answer(name, found))
         known.append({"name": name, "records": len(copies), "answer": answer})
     first = f"{known[0]['name']}/report/"
-    _put(folder / "index.html", "studies.html", known[0]["name"], "Studies", first, studies=known)
+    with atomic_path(folder / "index.html") as part:  # reports of several studies may end at once
+        _put(part, "studies.html", known[0]["name"], "Studies", first, studies=known)

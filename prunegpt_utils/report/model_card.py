@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
-from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.errors import ParameterError, one_line
 from prunegpt_utils.files import atomic_path, expand_home
 from prunegpt_utils.masks import measure_sparsity
 from prunegpt_utils.modeling import fingerprint, load_stock, load_tokenizer
@@ -126,8 +126,7 @@ def _load(folder):
             raise ValueError("it has fewer attention heads than its width implies")
         return load_stock(folder)
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        allowed = f"does not load in plain transformers: {reason}"
+        allowed = f"does not load in plain transformers: {one_line(error)}"
         raise ParameterError("RUN", folder.name, allowed) from error
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from prunegpt_utils.report import best_dense, controls, samples, tables
 from prunegpt_utils.report.methods import VALUE_LABELS, method_label
-from prunegpt_utils.runs import records
+from prunegpt_utils.runs import records, study_files
 
 _FIRST = (  # figures, in this order
     "perplexity", "rates", "weights", "bytes", "one-shot", "layers", "training",
@@ -34,7 +34,10 @@ def of_study(study: str, found: list[dict], table: pd.DataFrame, figures: Path) 
     full = f"{study}-full"  # the larger study of the same kind, if there is one that was published
     fair_answer, fair_model = _published_answer(_FAIR)
     return {
-        "count": len(found), "answer": bullets(controls.answer(study, found, table)),
+        "title": f"{study}: how far can GPT-2 be compressed?", "count": len(found),
+        "samples": samples.html(samples.chosen(found)),
+        "answer": bullets(controls.answer(study, found, table)),
+        "results": study_files.results_notebook(study),
         "notes": bullets(" ".join(tables.notes(table))), "headings": headings, "rows": rows,
         "groups": switches(headings), "figures": _figures(figures),
         "methods": _methods(table, found), "last": found[-1], "environment": _machines(found),
@@ -150,8 +153,9 @@ def _effective(runs, p):
         first, last = (p.get(name, 0) * steps for name in ("prune_from", "prune_until"))
         start = _span(runs.requested.clip(upper=p.get("sparsity_start", 0.0)), ".0%")
         values["cuts"] = f"step {first:,.0f} to {last:,.0f}, the first at {start}"
-    for name in ("neuron_sparsity", "head_sparsity", "block_sparsity"):
-        values |= {name.replace("_", " "): f"{p[name]:g}"} if p.get(name) else {}
+    for part in ("neurons", "heads", "blocks"):
+        gone = {f"{part.removesuffix('s')} sparsity": _span(runs[part], "g")}
+        values |= gone if runs[part].any() else {}
     if p.get("alpha"):
         how = [f"{name} {p[name]:g}" for name in ("alpha", "temperature") if name in p]
         who = [p.get("teacher"), VALUE_LABELS.get(p.get("kd_loss"))]

@@ -37,6 +37,7 @@ def publish(study: str) -> list[Path]:
         raise ParameterError("study", study, f"has records that are not sound: {problem}")
     _check_complete(study, folder)
     readme = paths.ROOT / "README.md"
+    with_results(readme.read_text("utf-8"))  # what is wrong with another study is told now
     targets = _results(study), paths.ROOT / "figures" / study
     for source, target in zip(("records", "figures"), targets, strict=True):
         with atomic_path(target) as part:
@@ -126,7 +127,13 @@ def with_results(text: str) -> str:
 
 
 def between_markers(text: str, name: str, content: str) -> str:
-    """`text` with `content` between `<!-- name -->` and `<!-- end name -->`, if it has these."""
+    """`text` with `content` between `<!-- name -->` and `<!-- end name -->`.
+
+    Raises:
+        ParameterError: the text has not one of each.
+    """
     begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    if (text.count(begin), text.count(end)) != (1, 1):
+        raise ParameterError("page", name, f"must have one {begin} and one {end}")
     inside = f"{begin}\n{content}\n{end}"
     return re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: inside, text, flags=re.S)

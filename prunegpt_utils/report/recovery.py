@@ -42,12 +42,15 @@ def trained(records: Sequence[dict], scored: Mapping[str, Mapping]) -> pd.DataFr
             share = record["sparsity"]["prunable"]
             shares = record["sparsity"].get("requested", share), share
             arm = record["recipe"], record["base_recipe"], record["seed"], *shares, ratio
-            for task in [name for name in ABILITIES if name in scored[run]]:
-                rows.append(
-                    (*arm, task, *retained(scored[run][task], scored[whole][task]).values())
-                )
+            for task, *both in _of_both(scored[run], scored[whole]):
+                rows.append((*arm, task, *retained(*both).values()))
     columns = ["recipe", "base_recipe", "seed", "requested", "sparsity", *COLUMNS[5:]]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _of_both(one, other):
+    """(task, scores, scores) of the tasks on which two models were scored."""
+    return [(task, one[task], other[task]) for task in ABILITIES if task in one and task in other]
 
 
 def teacher_effect(table: pd.DataFrame, scored: Mapping[str, Mapping]) -> pd.DataFrame:
@@ -65,8 +68,8 @@ def teacher_effect(table: pd.DataFrame, scored: Mapping[str, Mapping]) -> pd.Dat
     pairs = table[table.run.isin(scored) & table.untaught.isin(scored)]
     for taught, alone, asked, seed in pairs[["run", "untaught", "requested", "seed"]].values:
         ratio = perplexity[taught] / perplexity[alone]
-        for task in [name for name in ABILITIES if name in scored[taught]]:
-            found, before = correct_of_both(scored[taught][task], scored[alone][task])
+        for task, *both in _of_both(scored[taught], scored[alone]):
+            found, before = correct_of_both(*both)
             change = found - before
             half = 1.96 * change.std(ddof=1) / math.sqrt(len(change))
             mean, accuracies = change.mean(), (before.mean(), found.mean())

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from prunegpt_utils.files import atomic_path
-from prunegpt_utils.report import frames, html, parts, samples, tables
+from prunegpt_utils.report import frames, html, parts, tables
 from prunegpt_utils.report.methods import style_of
 from prunegpt_utils.report.pages import notebook_html, render
-from prunegpt_utils.runs import paths, study_files
+from prunegpt_utils.runs import paths
 from prunegpt_utils.runs.expansion import context
 
 LIMIT = 5_000_000  # bytes of the page: what a mail takes
@@ -33,9 +33,7 @@ def build(study: str) -> Path:
     found, _, figures, books = html.sources(study)
     table, fair = frames.frame(found, **context(study)), frames.nll_gains(found)
     values = parts.of_study(study, found, table, figures) | {
-        "study": study, "title": f"{study}: how far can GPT-2 be compressed?",
-        "samples": samples.html(samples.chosen(found)), "names": [path.stem for path in books],
-        "results": study_files.results_notebook(study),
+        "study": study, "names": [path.stem for path in books],
         "records": [parts.record_values(record, record["run"] in fair) for record in found],
         "data": {"points": _points(table), **_views(study, table, found)},
     }  # fmt: skip

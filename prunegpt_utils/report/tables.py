@@ -86,7 +86,7 @@ def _kept_step(row):
 
 # field of `fidelity` in a record -> (title, how it is written)
 _FIDELITY = {
-    "kl": ("KL divergence", ".3f"), "same_top": ("same top choice", ".1%"),
+    "kl": ("KL divergence, nats a token", ".3f"), "same_top": ("same top choice", ".1%"),
     "flips_to_wrong": ("right there, wrong here", ".1%"),
     "flips_to_right": ("wrong there, right here", ".1%"),
     "ece": ("calibration error here", ".1%"),
@@ -233,7 +233,7 @@ def short(table: pd.DataFrame) -> str:
 
 
 _ANSWERED = (0.5, 0.8, 0.9, 0.95)
-_SMALL = "best small dense model of at most as many bytes"
+_SMALL = "best small dense model tried of at most as many bytes"
 _SHORT = ("with a teacher", "without one", _SMALL)
 
 
@@ -288,8 +288,9 @@ def _sentence(table, arms, intervals=True):
         to = "" if parts else " the test perplexity of the best dense model"
         if name == _SMALL:
             row = table[table.run == runs[0]].iloc[0]
-            size = f" ({row.label}, {100 * (1 - row.sparsity):.0f} % of the weights)"
-            name = f"the {name}{size if intervals else ''}"
+            share = row.bytes16 / table[table.run.isin(arms["with a teacher"])].bytes16.mean()
+            kind = method_label(row.base_recipe, {})
+            name = f"the {name} ({kind}, {100 * share:.0f} % of them)"
         parts.append(f"{name} {ratio}{to}{over}")
     return ", ".join(parts)
 
@@ -315,13 +316,9 @@ def _in_words(table, runs, intervals=True):
 
 def fidelity_table(found: dict) -> pd.DataFrame:
     """What a record says of fidelity, in words: a row a measure, one column of text."""
-    shares = {
-        "same top choice": "same_top", "right there, wrong here": "flips_to_wrong",
-        "wrong there, right here": "flips_to_right", "calibration error here": "ece",
-        "calibration error there": "reference_ece",
-    }  # fmt: skip
-    lines = {"KL divergence, nats a token": f"{found['kl']:.3f}"}
-    lines |= {words: f"{100 * found[key]:.1f} %" for words, key in shares.items()}
+    lines = {
+        title: f"{found[key]:{spec}}".replace("%", " %") for key, (title, spec) in _FIDELITY.items()
+    }
     return pd.Series(lines).to_frame(f"beside {found['reference']}")
 
 

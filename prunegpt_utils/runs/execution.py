@@ -24,7 +24,7 @@ def require(ref: str, p: dict) -> dict | None:
         content = study_files.load("pydocs") | {"study": p["study"]}
         shared = (*expansion.SHARED, "batch", "gradient_accumulation_steps")
         content["parameters"] = {key: p[key] for key in shared if key in p}
-    spec = expansion.resolve(content, ref, p)
+    spec = expansion.resolver(content)(ref, p)
     if spec is None:
         return None
     if spec.name == expansion.run_name(p):
@@ -88,7 +88,7 @@ def download(study: str) -> None:
     todo = status.unfinished(study) | staleness.outdated(study)
     for p in [planned[name].parameters for name in todo]:
         for ref in ("model", "init_from", "teacher"):
-            if p.get(ref) and expansion.resolve(content, ref, p) is None:
+            if p.get(ref) and expansion.resolver(content)(ref, p) is None:
                 hub.locate(p[ref], ref)
         corpora.download(p.get("data", ""))
 

@@ -277,20 +277,17 @@ def _dependency_problems(runs):
         yield f"each of these runs needs the one before it: {', '.join(error.args[1])}"
 
 
-def resolve(content: dict, ref: str, values: dict) -> RunSpec | None:
-    """The run that parameter `ref` of a run names; None if it names a model instead.
+def resolver(content: dict) -> Callable:
+    """A function that returns the run that parameter `ref` of a run names, of one study.
+
+    It takes `ref` and the parameters of the run that asks; None if a model is named instead.
 
     It is the first variant of its recipe, with the same seed and, if it is pruned, the same
     sparsity; the one-shot curve spans all sparsities, so there is one of it, and so there is of a
     `model` for all seeds. Along an axis that both have it is the one with the same value, unless
-    `ref` says which: `control-steps400`. So it may say which seed, `control-seed0`.
-    `content` is that of the study file, and `values` are the parameters of the run that asks.
+    `ref` says which: `control-steps400`. So it may say which seed, `control-seed0`. `content` is
+    that of the study file.
     """
-    return resolver(content)(ref, values)
-
-
-def resolver(content: dict) -> Callable:
-    """`resolve` of one study, for many runs: (`ref`, `values`) -> the run, or None."""
     return _Study(content).resolve
 
 

@@ -17,7 +17,7 @@ from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.files import atomic_path
 from prunegpt_utils.runs import activity, expansion, paths, schema, study_files, trainings
 
-_TIME = "%Y-%m-%dT%H:%M:%SZ"  # in UTC
+TIME = "%Y-%m-%dT%H:%M:%SZ"  # in UTC
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Run:
     notebook: str
     parameters: dict
     code: dict = field(default_factory=dict)  # {module: hash}, as it was when the run began
+    planned: expansion.RunSpec | None = None  # by its study, when it began
     started: float = field(default_factory=time.time)
     clock: float = field(default_factory=time.monotonic)  # which nobody sets back
 
@@ -70,8 +71,9 @@ def open_run(notebook: str, parameters: dict) -> Run:
         ParameterError: the folder cannot be written, a record made with others exists, the study
             file has a mistake, or the limit of the store of trainings is no number.
     """
-    run = Run(notebook, parameters, study_files.code_of(notebook))
-    expansion.find(parameters)  # a study file with a mistake is told now, not when all is measured
+    # a study file with a mistake is told now; what it holds when all is measured does not count
+    planned = expansion.find(parameters)
+    run = Run(notebook, parameters, study_files.code_of(notebook), planned)
     known = read(run.record)
     for name, value in parameters.items() if known else ():
         was = known["parameters"].get(name)
@@ -93,7 +95,7 @@ def write(run: Run, **content: Any) -> dict:
     """
     from prunegpt_utils.distributed import choose_precision, processes
 
-    p, planned = run.parameters, expansion.find(run.parameters)
+    p, planned = run.parameters, run.planned
     precision = choose_precision(p.get("precision", "auto"))  # in which its trainings ran
     record = _as_json({
         "schema": schema.SCHEMA, "study": p["study"], "run": run.name, "recipe": p["recipe"],
@@ -101,7 +103,7 @@ def write(run: Run, **content: Any) -> dict:
         "axes": planned.axes if planned else {}, "seed": p["seed"],
         "notebook": run.notebook, "parameters": p, "code": run.code or None,
         "environment": environment() | {"precision": precision},
-        "started": time.strftime(_TIME, time.gmtime(run.started)),
+        "started": time.strftime(TIME, time.gmtime(run.started)),
         "seconds": round(time.monotonic() - run.clock, 1), **content,
     })  # fmt: skip
     for problem in schema.problems(record):
@@ -127,7 +129,7 @@ def seconds_trained(record: dict) -> float:
 def began(record: dict) -> float:
     """When a run began, in seconds since 1970; 0 if its record says it in another way."""
     with contextlib.suppress(ValueError):
-        return float(calendar.timegm(time.strptime(record["started"], _TIME)))
+        return float(calendar.timegm(time.strptime(record["started"], TIME)))
     return 0.0
 
 
@@ -198,8 +200,9 @@ def environment() -> dict:
 
 
 def _git(*words):
-    done = subprocess.run(["git", "-C", paths.ROOT, *words], capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
+    with contextlib.suppress(OSError):  # no git here
+        done = subprocess.run(["git", "-C", paths.ROOT, *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _as_json(record):

@@ -1,5 +1,6 @@
 """Run studies one after the other with Snakemake, one start at a time in a folder."""
 
+import contextlib
 import functools
 import os
 import re
@@ -34,16 +35,29 @@ def run(
     for name in names:
         expansion.plan(name)
     for name in names:
-        folder = paths.study_folder(name)
-        paths.check_writable(folder)
-        with acquire(folder / ".lock", wait=False, inherited=True) as holder:
-            if holder:
-                why = f"is being run by {holder}; `make status STUDY={name}` tells how far it is"
-                raise ParameterError("study", name, why)
-            yield name, _run(name, folder, [*options, "--config", f"gpus={gpus}"], resume)
+        with _lock(name, resume):
+            pass
+    for name in names:
+        with _lock(name, resume) as folder:
+            yield name, _run(name, folder, [*options, "--config", f"gpus={gpus}"])
 
 
-def _run(study, folder, options, resume):
+@contextlib.contextmanager
+def _lock(study, resume):
+    """Hold the study's folder, and yield it; one with locks of a killed start only to resume."""
+    folder = paths.study_folder(study)
+    paths.check_writable(folder)
+    with acquire(folder / ".lock", wait=False, inherited=True) as holder:
+        if holder:
+            why = f"is being run by {holder}; `make status STUDY={study}` tells how far it is"
+            raise ParameterError("study", study, why)
+        if any(folder.glob(".snakemake/locks/*")) and not resume:
+            why = f"was killed; `make resume STUDY={study}` goes on where it was"
+            raise ParameterError("study", study, why)
+        yield folder
+
+
+def _run(study, folder, options):
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", paths.ROOT / "studies" / "Snakefile",
         "--directory", folder, "--rerun-triggers", "mtime", "input",  # `outdated` knows the rest
@@ -51,12 +65,9 @@ def _run(study, folder, options, resume):
     ]  # fmt: skip
     # Snakemake would take a study called 2024 for a number
     options = [*options, f"study={study}" if study[0].isalpha() else f'study="{study}"']
-    _log(folder).unlink(missing_ok=True)
     if any(folder.glob(".snakemake/locks/*")):
-        if not resume:
-            why = f"was killed; `make resume STUDY={study}` goes on where it was"
-            raise ParameterError("study", study, why)
         _wait([*command, *options, "--unlock"])
+    _log(folder).unlink(missing_ok=True)
     whole = [f"records/{path.name}" for path in sorted(folder.glob("records/*.json"))]
     if whole and any(folder.glob(".snakemake/incomplete/*")):
         # of runs that were killed after their record was written, which would be made again

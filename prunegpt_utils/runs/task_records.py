@@ -64,8 +64,9 @@ def score(study: str, run: str, tasks: str, samples: int, seed: int = 0) -> dict
     from prunegpt_utils.tasks.scoring import check_tasks, fastest_batch, score_tasks
 
     check_tasks(tasks, samples, seed)
+    before = read(path_of(study, run))
     source = paths.study_folder(study) / "models" / run if study else run
-    begun, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
+    begun, clock = time.strftime(records.TIME, time.gmtime()), time.monotonic()
     model, tokenizer, kind = load_model(source), load_tokenizer(source), choose_precision()
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     batch = fastest_batch(model)
@@ -77,8 +78,8 @@ def score(study: str, run: str, tasks: str, samples: int, seed: int = 0) -> dict
         "environment": records.environment() | {"precision": kind} | versions,
         "seconds": round(time.monotonic() - clock, 1), "checksum": "",
     }  # fmt: skip
-    before = read(path_of(study, run))
-    if before and all(before[key] == record[key] for key in _SAME):
+    precision = (before or record)["environment"].get("precision", kind)
+    if before and precision == kind and all(before[key] == record[key] for key in _SAME):
         record["tasks"] = before["tasks"] | record["tasks"]
         record["seconds"] = round(before["seconds"] + record["seconds"], 1)
     for problem in schema.task_problems(record):

@@ -1,11 +1,11 @@
 """Can the records be trusted? What is wrong with those of a study, and a run made once more."""
 
-import contextlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.runs import (
@@ -78,7 +78,7 @@ def _measurement_problems(record):
         scored = record["metrics"].get(split) or {"tokens": 0, "nll": 0.0}
         sizes = [min(window, scored["tokens"] - at) for at in range(0, scored["tokens"], window)]
         total = sum(size * loss for size, loss in zip(sizes, losses, strict=False))
-        if len(sizes) != len(losses) or abs(total / sum(sizes) - scored["nll"]) > 1e-4:
+        if not sizes or len(sizes) != len(losses) or abs(total / sum(sizes) - scored["nll"]) > 1e-4:
             yield f"nll_by_window: {split}: its mean is not the nll of the metrics"
 
 
@@ -111,7 +111,12 @@ def rerun(study: str, run: str) -> tuple[dict, dict]:
         raise ParameterError("run", run, f"has no record in {study}; there are: {known}")
     own = paths.study_folder(study) / "study.yaml"
     threads = str(old["environment"]["threads"])  # sums in another order differ in the last bits
-    with tempfile.TemporaryDirectory() as folder, _environment(folder, threads):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.dict(
+            os.environ, PRUNEGPT_RUNS=folder, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads
+        ),
+    ):
         place = Path(folder, study)
         place.mkdir()
         if own.exists():  # what the run needs is made as this study makes it
@@ -147,15 +152,3 @@ def comparison(old: dict, new: dict) -> tuple[bool, list[str]]:
     if changes := staleness.code_changes(old.get("code"), new.get("code")):
         lines.append(f"{changes} since")
     return equal, lines
-
-
-@contextlib.contextmanager
-def _environment(folder, threads):
-    """While the block runs, the kernels that it starts write to `folder` and use such threads."""
-    before = dict(os.environ)
-    os.environ.update(PRUNEGPT_RUNS=folder, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
