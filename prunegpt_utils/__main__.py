@@ -22,12 +22,14 @@ def main(arguments: list[str] | None = None) -> None:
     given = getattr(chosen, argument)
     try:
         # STUDY="pydocs structured" names two
-        for value in given.split() or [given] if argument == "study" else [given]:
-            act(value)
+        values = given.split() or [given] if argument == "study" else [given]
+        problems = [act(value) for value in values]
     except (ParameterError, OSError) as error:  # a disk may be full, a folder somebody else's
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)  # as shells have it
+    if any(problems):
+        sys.exit(1)
 
 
 def check(study: str) -> None:
@@ -117,7 +119,7 @@ def show_status(study: str) -> None:
         print(f"  out of date {name}: {reason}")
 
 
-def check_results(study: str) -> None:
+def check_results(study: str) -> bool:
     """Read all records again and name what is wrong. The exit code is 1 if anything is."""
     from prunegpt_utils.runs import paths, task_records, validation
 
@@ -128,8 +130,7 @@ def check_results(study: str) -> None:
     scored = len(list(task_records.beside(paths.records_folder(study)).glob("*.json")))
     more = f" and {scored} of task scores" * bool(scored)
     print(f"{study}: {count} records{more} read, {len(found)} problems")
-    if found:
-        sys.exit(1)
+    return bool(found)
 
 
 def study_and_run(name: str) -> tuple[str, str]:

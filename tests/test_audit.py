@@ -227,8 +227,10 @@ def test_status_lists_what_runs_and_what_failed(runs_folder, capsys):
 def test_check_results_exits_with_an_error(capsys):
     written().write_text("{")
     with pytest.raises(SystemExit) as left:
-        commands.main(["check-results", "smoke"])
-    assert left.value.code == 1 and "1 records read, 1 problems" in capsys.readouterr().out
+        commands.main(["check-results", "smoke structured"])
+    said = capsys.readouterr().out
+    assert left.value.code == 1 and "1 records read, 1 problems" in said
+    assert "structured: " in said, "the second is read, too"
 
 
 def test_the_graph_has_every_recipe():

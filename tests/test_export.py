@@ -130,10 +130,26 @@ def test_a_narrow_model_says_what_was_removed(made, runs_folder):
     records.put(path, records.read(path) | {"removed_share": 0.333})
     commands.main(["export", name])
     folder = runs_folder / "mine/exports/narrow-seed3"
-    assert "**33.3 % of the weights were removed**" in (folder / "README.md").read_text("utf-8")
+    said = "**33.3 % of the weights were removed**, as whole neurons."
+    assert said in (folder / "README.md").read_text("utf-8")
     again = AutoModelForCausalLM.from_pretrained(folder)
     ids = torch.arange(16)[None]
     torch.testing.assert_close(again(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("p", "said"),
+    [
+        ({}, "that was small from the start: its transformer blocks have **33.3 % fewer weights**"),
+        ({"block_sparsity": 0.33}, "**33.3 % of the weights were removed**, as whole blocks."),
+    ],
+)
+def test_a_small_model_says_how_it_became_small(made, runs_folder, p, said):
+    made(tiny_gpt2(vocabulary=2048), "small", sparsity=0.0)
+    record = records.read(runs_folder / "mine" / "records" / "small-seed3.json")
+    record |= {"notebook": "14_small_dense", "removed_share": 0.333}
+    record["parameters"] |= p
+    assert said in model_card.model_card(record, tiny_gpt2(vocabulary=2048)).text
 
 
 def test_fewer_heads_are_refused(made, runs_folder, capsys):
