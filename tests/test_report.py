@@ -170,6 +170,7 @@ def test_a_report_does_not_fail_for_another_study(runs_folder):
 def test_methods_in_short_name_all_that_runs_of_a_recipe_lost():
     found = records.published("fair")
     values = parts.of_study("fair", found, frames.frame(found), ROOT / "figures" / "fair")
+    assert values["base"]["model"]["parameters"] == 1_752_768, "not one that was cut"
     said = str(values["methods"])
     assert (
         "'neuron sparsity': '0.75 to 0.98'" in said and "'block sparsity': '0.33 to 0.67'" in said

@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import statistics
 from pathlib import Path
 
 import mistune
@@ -30,9 +31,10 @@ def of_study(study: str, found: list[dict], table: pd.DataFrame, figures: Path) 
         found: records of the study.  table: of `frames.frame`.  figures: folder of its figures.
     """
     headings, rows = table_rows(table)
-    model = found[-1]["model"]["name"]
     full = f"{study}-full"  # the larger study of the same kind, if there is one that was published
     fair_answer, fair_model = _published_answer(_FAIR)
+    base = _of_base_model(found)
+    alike = study != _FAIR and fair_model == base["model"]["name"]
     return {
         "title": f"{study}: how far can GPT-2 be compressed?", "count": len(found),
         "samples": samples.html(samples.chosen(found)),
@@ -40,10 +42,10 @@ def of_study(study: str, found: list[dict], table: pd.DataFrame, figures: Path) 
         "results": study_files.results_notebook(study),
         "notes": bullets(" ".join(tables.notes(table))), "headings": headings, "rows": rows,
         "groups": switches(headings), "figures": _figures(figures),
-        "methods": _methods(table, found), "last": found[-1], "environment": _machines(found),
+        "methods": _methods(table, found), "base": base, "environment": _machines(found),
         "seeds": table.seed.nunique(), "best": best_dense.names(table),
         "full": full, "full_answer": _published_answer(full)[0],
-        "fair": _FAIR, "fair_answer": fair_answer if study != _FAIR and fair_model == model else "",
+        "fair": _FAIR, "fair_answer": fair_answer * alike,
         "took": _duration(sum(map(_seconds, found))),
     }  # fmt: skip
 
@@ -64,7 +66,14 @@ def _published_answer(study):
     """Answer of a published study as HTML, and the model that it is of; '' and '' of none."""
     found = records.published(study)
     answer = bullets(controls.answer(study, found))
-    return answer, found[-1]["model"]["name"] if found else ""
+    return answer, _of_base_model(found)["model"]["name"] if found else ""
+
+
+def _of_base_model(found):
+    """A record of the whole base model of most runs; a cut one's `model` may have fewer weights."""
+    name = statistics.mode(record["model"]["name"] for record in found)
+    named = (record for record in found if record["model"]["name"] == name)
+    return max(named, key=lambda record: record["model"]["parameters"])
 
 
 def record_values(record: dict, fair: bool) -> dict:

@@ -127,11 +127,7 @@ def with_results(text: str) -> str:
 
 
 def between_markers(text: str, name: str, content: str) -> str:
-    """`text` with `content` between `<!-- name -->` and `<!-- end name -->`.
-
-    Raises:
-        ParameterError: the text has not one of each.
-    """
+    """`text` with `content` between its `<!-- name -->` and `<!-- end name -->`, one of each."""
     begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
     if (text.count(begin), text.count(end)) != (1, 1):
         raise ParameterError("page", name, f"must have one {begin} and one {end}")

@@ -30,18 +30,17 @@ def estimate(study: str) -> dict:
     guesses = {name: _seconds(alike[name], planned[name].parameters) for name in todo}
     judged = [name for name in todo if guesses[name] is not None]
     sizes = [statistics.median(r["model"]["parameters"] for r in alike[name]) for name in judged]
-    judges = {r["checksum"] for name in judged for r in alike[name]}
     return {
         "done": done, "todo": todo, "unknown": [name for name in todo if name not in judged],
-        "seconds": sum(guesses[name] for name in judged), "judged_by": len(judges),
+        "seconds": sum(guesses[name] for name in judged),
+        "judged_by": len({r["checksum"] for name in judged for r in alike[name]}),
         "bytes": 2 * 4 * sum(sizes),  # of the model, and of the checkpoint it came from
     }  # fmt: skip
 
 
 def _known_records() -> Iterator[dict]:
-    here = _device_name()
+    here, found = _device_name(), {}
     ours = paths.study_folder("x").parent.glob("*/records/*.json")
-    found = {}
     for path in (*sorted(ours), *sorted(paths.ROOT.glob("results/*/*.json"))):
         with contextlib.suppress(ParameterError):  # of another version
             record = records.read(path)
