@@ -107,7 +107,7 @@ def test_advice_states_what_records_support_and_no_more():
     assert "at most half of the block weights, and dense matrices" not in advice.index
     small = run_at("shallow", 0, 28.0, 55.0, model={"name": "tiny", "parameters": 5, "prunable": 4})
     advice = controls.use_this_if(controls.compared([*found, small], 10))
-    assert advice.use["at most half of the block weights, and dense matrices"] == "fewer layers"
+    assert advice.use["at most half of the block weights, and dense matrices"] == "fewer blocks"
 
 
 def test_the_figures_say_their_numbers():

@@ -32,8 +32,8 @@ METHODS = {
     "two-four-distilled": ("2:4 + teacher", "#882255", "p"),
     "narrow": ("fewer neurons", "#009E73", "s"),
     "narrow-distilled": ("fewer neurons + teacher", "#009E73", "o"),
-    "shallow": ("fewer layers", "#CC79A7", "s"),
-    "shallow-distilled": ("fewer layers + teacher", "#CC79A7", "o"),
+    "shallow": ("fewer blocks", "#CC79A7", "s"),
+    "shallow-distilled": ("fewer blocks + teacher", "#CC79A7", "o"),
     "small": ("pretrained small", "#332288", "s"),
     "small-distilled": ("pretrained small + teacher", "#332288", "o"),
 }
