@@ -32,6 +32,13 @@ def runs_folder(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
+@pytest.fixture(autouse=True)
+def no_figure_stays_open():
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
 def tiny_gpt2(seed=0, vocabulary=97, block=32, dropout=0.0, layers=2):
     torch.manual_seed(seed)
     config = GPT2Config(

@@ -2,7 +2,6 @@
 
 import json
 
-import matplotlib.pyplot as plt
 import pytest
 import yaml
 from conftest import ROOT, measured, scored
@@ -122,7 +121,6 @@ def test_the_figures_say_their_numbers():
     costs = controls.compared([run_at("control", 0, 20.0, 30.0)], 10)
     drawn = figure_files.points(plots.perplexity_by_cost(costs, "weights", "test"))
     assert drawn.y.tolist() == [30.0, 30.0]  # the point and its ring
-    plt.close("all")
 
 
 RATES = [0.0005, 0.002]
@@ -180,6 +178,5 @@ def test_the_notebook_reads_all_or_part_of_the_study(runs_folder, left_out, draw
         if cell["cell_type"] == "code":
             source = "".join(cell["source"]).replace('study: str = "fair"', 'study: str = "few"')
             exec(compile(source, cell["id"], "exec"), names)
-    plt.close("all")
     assert {path.stem for path in (runs_folder / "few").glob("figures/*.png")} == drawn
     assert len(names["changes"]) == (0 if "control" in left_out else 4)

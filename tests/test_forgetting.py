@@ -2,7 +2,6 @@
 
 import math
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -188,7 +187,6 @@ def test_recovery_is_drawn_a_panel_a_sparsity():
         "trained: perplexity 1.50 x", "trained with a teacher: perplexity 1.20 x",
     }  # fmt: skip
     assert drawn[drawn.series.str.contains("teacher")].x.tolist() == [0.8, 0.8]
-    plt.close("all")
 
 
 def test_the_figure_says_its_numbers():
@@ -202,7 +200,6 @@ def test_the_figure_says_its_numbers():
     assert set(drawn.panel) == {"SparseGPT", "magnitude"}
     produced = drawn[(drawn.panel == "SparseGPT") & (drawn.series == "capital, produced")]
     assert produced.y.tolist() == pytest.approx([1, 4 / 7, 0])
-    plt.close("all")
 
 
 def test_the_answer_is_of_one_criterion_and_says_its_intervals():
