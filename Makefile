@@ -106,8 +106,8 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 test: $(STAMP)  ## run the test suite
 	@$(BIN)/python -m pytest
 
-test-system: $(STAMP)  ## run the long tests: whole studies, kills, browsers, Slurm [TESTS=tests/test_slurm.py]
-	@$(BIN)/python -m pytest -m system --numprocesses 0 $(TESTS)
+test-system: $(STAMP)  ## run the long tests: whole studies, kills, browsers, Slurm [TESTS=tests/test_slurm.py WORKERS=2]
+	@$(BIN)/python -m pytest -m system --numprocesses $(or $(WORKERS),0) --dist load $(TESTS)
 
 lint: $(STAMP)  ## check the style of code and notebooks, the types, and what may import what
 	@$(BIN)/ruff check .

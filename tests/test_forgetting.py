@@ -64,13 +64,13 @@ def loss(perplexity):
 
 
 def test_a_row_a_cut_and_task_with_the_dense_model_first():
-    rows = forgetting.cuts([cut_record()])
+    rows = forgetting.by_task([cut_record()])
     blimp = rows[rows.task == "blimp"]
     assert blimp.sparsity.tolist() == [0, 0.3, 0.8] and blimp.share.iloc[0] == 1
     assert blimp.ratio.tolist() == pytest.approx([1, 1.3, 1.8])
     assert blimp.share.iloc[1] == 0  # four of eight is what a guess has
     assert rows[rows.task == "capitals_produced"].share.tolist() == pytest.approx([1, 4 / 7, 0])
-    assert forgetting.cuts([cut_record() | {"one_shot_curve": []}]).empty
+    assert forgetting.by_task([cut_record() | {"one_shot_curve": []}]).empty
     assert len(forgetting.groups([cut_record()], "blimp")) == 3
 
 
@@ -93,7 +93,7 @@ def test_a_verdict_is_of_one_cut_and_of_what_was_scored():
 
 
 def test_lost_is_what_the_interval_excludes():
-    rows = forgetting.cuts([cut_record()])
+    rows = forgetting.by_task([cut_record()])
     lost = forgetting.first_lost(rows).loc["SparseGPT"]
     assert lost.loc["capital, produced"].tolist() == [0.3, 0.8]  # 4/7 ± 0.37: less, and not a half
     assert lost.loc["grammar (BLiMP)", "less"] == 0.3
@@ -192,7 +192,7 @@ def test_recovery_is_drawn_a_panel_a_sparsity():
 def test_the_figure_says_its_numbers():
     figure_files.style()
     figure = forgetting.curves(
-        forgetting.cuts(
+        forgetting.by_task(
             [cut_record(), cut_record("magnitude", ("11111111", "11110000", "11110000"))]
         )
     )

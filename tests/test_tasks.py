@@ -304,6 +304,9 @@ def test_what_is_stale_or_damaged_is_seen(study, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(ParameterError, match="metrics"):
         patch.setattr(modeling, "load_model", lambda source: 1 / 0)  # before anything is scored
         task_records.score("mine", "gradual-s50-seed0", "elements", 2)
+    other = record | {"environment": record["environment"] | {"precision": "another"}}
+    records.put(path, other)
+    assert "elements_chosen" not in task_records.score("mine", path.stem, "capitals", 2)["tasks"]
     records.put(path, record | {"code": record["code"] | {"tasks": "0"}})
     assert task_records.todo("mine", "elements", 2)["gradual-s50-seed0"] == "code of tasks changed"
 

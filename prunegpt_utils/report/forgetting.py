@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Affine2D
 
 from prunegpt_utils.protocols import exp
-from prunegpt_utils.report import cuts as cuts_on_texts
+from prunegpt_utils.report import cuts
 from prunegpt_utils.report.figure_files import percent_axis
 from prunegpt_utils.report.methods import CRITERIA, TEXT_LABELS
 
@@ -70,7 +70,7 @@ def _correct(scores):
     return np.array([int(digit) for digit in scores["correct"]])
 
 
-def cuts(records: Sequence[dict]) -> pd.DataFrame:
+def by_task(records: Sequence[dict]) -> pd.DataFrame:
     """One row a cut and task, of records whose one-shot curve was scored on tasks.
 
     Returns:
@@ -121,7 +121,7 @@ def first_lost(rows: pd.DataFrame, share: float = 0.5) -> pd.DataFrame:
     """Of each criterion and ability, from which measured sparsity on it is less than before.
 
     Args:
-        rows: of `cuts`.  share: of what the dense model has, see `at most`.
+        rows: of `by_task`.  share: of what the dense model has, see `at most`.
 
     Returns:
         DataFrame: index criterion and ability; `less`, the lowest sparsity whose interval lies
@@ -144,7 +144,7 @@ def answer(records: Sequence[dict], criterion: str = "sparsegpt") -> str:
     Of each sparsity the intervals are those of `retained`; '' as well if there is more than one
     such cut, of several models or seeds.
     """
-    rows, perplexities = _of_one_cut(cuts(records), criterion), _perplexities(records, criterion)
+    rows, perplexities = _of_one_cut(by_task(records), criterion), _perplexities(records, criterion)
     rows = rows[(rows.sparsity > 0) & rows.share.notna()]
     lines = []
     for sparsity, each in rows.groupby("sparsity"):
@@ -161,16 +161,16 @@ def answer(records: Sequence[dict], criterion: str = "sparsegpt") -> str:
 
 def _perplexities(records, criterion):
     """{sparsity: by how much a cut raised the perplexity of each text}, in words."""
-    rows = cuts_on_texts.cuts([record for record in records if record.get("tasks")])
+    rows = cuts.cuts([record for record in records if record.get("tasks")])
     rows = _of_one_cut(rows, criterion)
-    names, words = {cuts_on_texts.OWN: "text of the kind that calibrated it"} | TEXT_LABELS, {}
+    names, words = {cuts.OWN: "text of the kind that calibrated it"} | TEXT_LABELS, {}
     for sparsity, text, nats in rows[["sparsity", "text", "nats"]].values:
         words.setdefault(sparsity, []).append(f"{exp(nats):.2f} x on {names.get(text, text)}")
     return {sparsity: " and ".join(each) for sparsity, each in words.items()}
 
 
 def _of_one_cut(rows, criterion):
-    """Rows of `cuts` by one criterion but for patterns; none if they are of several cuts."""
+    """Rows of `by_task` by one criterion but for patterns; none if they are of several cuts."""
     rows = rows[(rows.criterion == criterion) & ~rows.scope.astype(str).str.contains(":")]
     several = len(rows[["model", "scope", "seed"]].drop_duplicates()) > 1
     return rows[:0] if several else rows
@@ -182,7 +182,7 @@ def verdict(records: Sequence[dict], criterion: str = "sparsegpt") -> str:
     It is of the lowest measured sparsity after which less is left of the capitals that are
     produced, the whole interval below all of it.
     """
-    rows = _of_one_cut(cuts(records), criterion)
+    rows = _of_one_cut(by_task(records), criterion)
     facts = rows[(rows.task == "capitals_produced") & (rows.high < 1)]
     share = facts.sparsity.min()
     here = rows[rows.sparsity == share].set_index("task")
@@ -225,7 +225,7 @@ def curves(rows: pd.DataFrame) -> Figure:
     """Share of each ability that is left against sparsity, a panel a criterion.
 
     Args:
-        rows: of `cuts`.
+        rows: of `by_task`.
     """
     criteria = [name for name in CRITERIA if name in set(rows.criterion)][::-1]
     figure, panels = plt.subplots(

@@ -151,11 +151,11 @@ def nll_gains(records: list[dict]) -> dict[str, dict]:
     """
     names = {record["run"]: name for record, name in zip(records, _untaught(records), strict=True)}
     recipes = {record["run"]: record["recipe"] for record in records}
-    found, resolve = {}, resolver(study_files.load_or_empty(records[0]["study"] if records else ""))
+    study = next((record["study"] for record in records), "")
+    found, resolve = {}, resolver(study_files.load_or_empty(study))
     for record in records:
         if names[record["run"]] and record.get("nll_gain_over_baseline"):
-            p = record["parameters"]
-            spec = resolve("baseline", p)
+            spec = resolve("baseline", p := record["parameters"])
             named = spec.parameters["recipe"] if spec else p.get("baseline")
             if recipes.get(names[record["run"]]) == named:
                 found[record["run"]] = record["nll_gain_over_baseline"]

@@ -84,11 +84,11 @@ def download(study: str) -> None:
     Raises:
         ParameterError: a model or text that is not to be had.
     """
-    content, planned = study_files.load(study), expansion.plan(study)
+    resolve, planned = expansion.resolver(study_files.load(study)), expansion.plan(study)
     todo = status.unfinished(study) | staleness.outdated(study)
     for p in [planned[name].parameters for name in todo]:
         for ref in ("model", "init_from", "teacher"):
-            if p.get(ref) and expansion.resolver(content)(ref, p) is None:
+            if p.get(ref) and resolve(ref, p) is None:
                 hub.locate(p[ref], ref)
         corpora.download(p.get("data", ""))
 

@@ -78,8 +78,8 @@ def score(study: str, run: str, tasks: str, samples: int, seed: int = 0) -> dict
         "environment": records.environment() | {"precision": kind} | versions,
         "seconds": round(time.monotonic() - clock, 1), "checksum": "",
     }  # fmt: skip
-    precision = (before or record)["environment"].get("precision", kind)
-    if before and precision == kind and all(before[key] == record[key] for key in _SAME):
+    same = before and all(before[key] == record[key] for key in _SAME)
+    if same and before["environment"]["precision"] == kind:
         record["tasks"] = before["tasks"] | record["tasks"]
         record["seconds"] = round(before["seconds"] + record["seconds"], 1)
     for problem in schema.task_problems(record):
