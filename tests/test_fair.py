@@ -6,12 +6,19 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, measured, papermill, small_text, tiny_gpt2
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)  # fmt: skip
 
 from prunegpt_utils import corpora, modeling
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.modeling import prunable_weights
+from prunegpt_utils.report.frames import stored_bytes
 from prunegpt_utils.runs import costs, execution, expansion, records
 from prunegpt_utils.schedules import PruningSchedule
 from prunegpt_utils.training import _optimizer
@@ -267,6 +274,7 @@ def test_what_cannot_be_pretrained_is_refused_at_once(monkeypatch, given, messag
     [
         ("fair", "control-steps1200-lr0.0005"),
         ("fair-small", "control"),
+        ("fair-bytes", "control"),
         ("fair-scratch", "control"),
     ],
 )
@@ -292,3 +300,20 @@ def test_the_small_models_have_the_block_weights_that_sparse_ones_keep():
     shares = [(width / 192) ** 2 for width in widths]  # block weights are 12 x width^2 x layers
     assert shares == pytest.approx([0.5, 0.2, 0.1, 0.05], abs=0.007)
     assert all(width % 3 == 0 for width in widths)
+
+
+def test_the_models_of_fair_bytes_take_no_more_bytes_than_the_sparse_ones_beside_them():
+    """And the next wider one of three heads would take more."""
+
+    def stored(width, sparsity=0.0):
+        shape = {"n_embd": width, "n_layer": 3, "n_head": 3, "n_positions": 128}
+        with torch.device("meta"):
+            model = GPT2LMHeadModel(GPT2Config(vocab_size=2048, **shape))
+        count = sum(weight.numel() for weight in prunable_weights(model).values())
+        size = {"parameters": model.num_parameters(), "prunable": count}
+        return stored_bytes({"model": size, "sparsity": {"prunable": sparsity}}, 2)
+
+    runs = expansion.plan("fair-bytes").values()
+    widths = sorted(r.parameters["width"] for r in runs if "width" in r.parameters)
+    for width, sparsity in zip(widths, (0.95, 0.9, 0.8, 0.5), strict=True):
+        assert stored(width) <= stored(192, sparsity) < stored(width + 3), (width, sparsity)
