@@ -56,15 +56,17 @@ def test_an_answer_is_held_against_small_models_of_the_study_that_its_file_names
         run_at("small-distilled", 0, 28.0, 28.0, axes={"model": "narrow", "lr": 1}, model=small),
         run_at("control", 0, 1.0, 1.0),  # the other study's own controls are not this one's
     ]
-    monkeypatch.setattr(records, "published", {"other": other}.get)
-    files = {"mine": {"small_models": "other"}, "plain": {}}
+    wide = [run_at("small", 0, 29.0, 29.0, axes={"model": "wide"}, model=small)]
+    monkeypatch.setattr(records, "published", {"other": other, "more": wide}.get)
+    files = {"mine": {"small_models": ["other", "more"]}, "plain": {}}
     monkeypatch.setattr(study_files, "load_or_empty", files.get)
     table = frames.frame(found)
     assert controls.answering("plain", found, table) is table
     text = tables.verdict(controls.answering("mine", found, table))
     assert "with a teacher 1.25 x" in text, "the best dense model is another one"
     assert "as many bytes (pretrained small + teacher, 91 % of them) 1.40 x" in text
-    assert [each["run"] for each in controls.small_models_of("mine")] == [other[0]["run"]]
+    names = [each["run"] for each in controls.small_models_of("mine")]
+    assert names == [other[0]["run"], wide[0]["run"]], "without the other study's controls"
 
 
 def test_models_are_compared_at_the_rate_that_validation_chose():

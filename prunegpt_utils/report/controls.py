@@ -28,11 +28,11 @@ _PAIRS = {
 def small_models_of(study: str) -> list[dict]:
     """Published records of models that were pretrained small, and of these pretrainings.
 
-    They are of the study that the file of `study` names as `small_models`; none if it names none.
+    They are of the studies that the file of `study` lists as `small_models`; none if it lists none.
     The small dense models of `study` itself are cut out of the large one.
     """
-    other = study_files.load_or_empty(study).get("small_models")
-    found = records.published(other) if other else []
+    others = study_files.load_or_empty(study).get("small_models", [])
+    found = [record for other in others for record in records.published(other)]
     return [r for r in found if r["notebook"] == "00_pretraining" or "model" in r["axes"]]
 
 
