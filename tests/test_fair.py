@@ -315,5 +315,5 @@ def test_the_models_of_fair_bytes_take_no_more_bytes_than_the_sparse_ones_beside
 
     runs = expansion.plan("fair-bytes").values()
     widths = sorted(r.parameters["width"] for r in runs if "width" in r.parameters)
-    for width, sparsity in zip(widths, (0.95, 0.9, 0.8, 0.5), strict=True):
+    for width, sparsity in zip(widths, (0.95, 0.9, 0.8), strict=True):
         assert stored(width) <= stored(192, sparsity) < stored(width + 3), (width, sparsity)
