@@ -45,7 +45,7 @@ def test_teacher_and_rate_are_told_apart():
     assert controls.effects(controls.square(controls.sweep(frames.frame(found)), 0.5)).empty
 
 
-def test_an_answer_is_held_against_small_models_of_the_study_that_its_file_names(monkeypatch):
+def test_an_answer_is_held_against_models_that_its_file_names(monkeypatch):
     found = [
         run_at("control", 0, 20.0, 20.0),
         *(run_at(recipe, 0, ppl, ppl, 0.5, axes={"lr": 1})
@@ -58,14 +58,14 @@ def test_an_answer_is_held_against_small_models_of_the_study_that_its_file_names
     ]
     wide = [run_at("small", 0, 29.0, 29.0, axes={"model": "wide"}, model=small)]
     monkeypatch.setattr(records, "published", {"other": other, "more": wide}.get)
-    files = {"mine": {"small_models": ["other", "more"]}, "plain": {}}
+    files = {"mine": {"pretrained": ["other", "more"]}, "plain": {}}
     monkeypatch.setattr(study_files, "load_or_empty", files.get)
     table = frames.frame(found)
     assert controls.answering("plain", found, table) is table
     text = tables.verdict(controls.answering("mine", found, table))
     assert "with a teacher 1.25 x" in text, "the best dense model is another one"
     assert "as many bytes (pretrained small + teacher, 91 % of them) 1.40 x" in text
-    names = [each["run"] for each in controls.small_models_of("mine")]
+    names = [each["run"] for each in controls.pretrained_for("mine")]
     assert names == [other[0]["run"], wide[0]["run"]], "without the other study's controls"
 
 

@@ -384,6 +384,13 @@ def test_a_mean_whose_interval_holds_zero_stands_in_brackets(values, text):
             "Wanda, retrained, 2:4, learning rate 2",
             0,
         ),
+        (
+            "gradual-distilled",
+            {"lr": 2, "model": "scratch-mask"},
+            "the pruned model's zeros from scratch + teacher, learning rate 2",
+            2,
+        ),
+        ("retrained", {"model": "scratch-random"}, "random zeros from scratch", 0),
         ("mine", {}, "mine", 3),
     ],
 )

@@ -25,13 +25,13 @@ _PAIRS = {
 }
 
 
-def small_models_of(study: str) -> list[dict]:
-    """Published records of models that were pretrained small, and of these pretrainings.
+def pretrained_for(study: str) -> list[dict]:
+    """Published records of models pretrained to stand beside a study's, and of these pretrainings.
 
-    They are of the studies that the file of `study` lists as `small_models`; none if it lists none.
-    The small dense models of `study` itself are cut out of the large one.
+    They are of the studies that the file of `study` lists as `pretrained`, small from the start or
+    sparse from the start; the models of `study` itself are all cut out of one large one.
     """
-    others = study_files.load_or_empty(study).get("small_models", [])
+    others = study_files.load_or_empty(study).get("pretrained", [])
     found = [record for other in others for record in records.published(other)]
     return [r for r in found if r["notebook"] == "00_pretraining" or "model" in r["axes"]]
 
@@ -47,13 +47,13 @@ def answer(study: str, found: list[dict], table: pd.DataFrame | None = None) -> 
 
 
 def answering(study: str, found: list[dict], table: pd.DataFrame) -> pd.DataFrame:
-    """The table from which a study's answer is read: with the `small_models_of` it, if any.
+    """The table from which a study's answer is read: with the models `pretrained_for` it, if any.
 
     Args:
         found: records of the study.  table: of `frames.frame`, of these.
     """
-    small = small_models_of(study)
-    return frame([*found, *small]) if small else table
+    beside = pretrained_for(study)
+    return frame([*found, *beside]) if beside else table
 
 
 def sweep(table: pd.DataFrame) -> pd.DataFrame:

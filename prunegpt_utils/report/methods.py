@@ -38,6 +38,12 @@ METHODS = {
     "small-distilled": ("pretrained small + teacher", "#332288", "o"),
 }
 
+# model pretrained with zeros from the first step on -> (label, colour) of what is made of it
+_FROM_SCRATCH = {
+    "scratch-random": ("random zeros from scratch", "#D55E00"),
+    "scratch-mask": ("the pruned model's zeros from scratch", "#882255"),
+}
+
 # parameter -> how labels say its value, in the order in which the label of a run lists them
 PHRASES = {
     "teacher": "teacher: {}", "alpha": "weight of the teacher {}", "temperature": "temperature {}",
@@ -51,8 +57,6 @@ PHRASES = {
 VALUE_LABELS = {
     "forward_kl": "forward KL", "reverse_kl": "reverse KL", "hidden_mse": "hidden states",
     "uniform": "one ranking for each matrix",
-    "scratch-mask": "the pruned model's zeros from scratch",
-    "scratch-random": "random zeros from scratch",
 }  # fmt: skip
 
 # parameter, or parameter and its new value -> what an ablation changes, of `PHRASES` and old value
@@ -84,6 +88,10 @@ def style_of(base_recipe: str, axes: Mapping) -> tuple[str, str, str]:
     if base_recipe == "retrained" and changes.get("criterion") in CRITERIA:
         criterion, colour, marker = CRITERIA[changes.pop("criterion")]
         label = f"{criterion}, retrained"
+    if changes.get("model") in _FROM_SCRATCH:  # nothing of the recipe is left but the teacher
+        label, colour = _FROM_SCRATCH[changes.pop("model")]
+        taught = base_recipe.endswith("-distilled")
+        label, marker = (f"{label} + teacher", "o") if taught else (label, "s")
     if "teacher" in changes and label.endswith("+ teacher"):
         label += f" ({_value('teacher', changes.pop('teacher'))})"
     names = sorted(changes, key=lambda name: (_place(PHRASES, name), name))

@@ -20,7 +20,7 @@ RENAMED_RECIPES = {  # old name -> what a study file says instead
     "taught-by-xl": "gradual-distilled: {teacher: [gpt2-xl], optional: true}",
 } | {f"retrained-{c}": f"retrained: {{criterion: [{c}], scope: {s}}}" for c, s in _SCOPES.items()}
 _PARTS = {
-    "study": str, "results": str, "small_models": list, "parameters": dict, "notebooks": dict,
+    "study": str, "results": str, "pretrained": list, "parameters": dict, "notebooks": dict,
     "published": dict,
 }  # fmt: skip
 
@@ -112,10 +112,10 @@ def _problems(content: dict, study: str) -> Iterator[str]:
             complaint = parameters.unknown(name, parameters.PARAMETERS, "is not a parameter")
             yield f"parameters: {name}: {value!r} {complaint}"
     yield from _known_notebook("results", content.get("results"))
-    others = content.get("small_models")
+    others = content.get("pretrained")
     for other in others if isinstance(others, list) else ():
         if not exists(str(other)):
-            yield f"small_models: {other!r} must be a study"
+            yield f"pretrained: {other!r} must be a study"
     quoted = content.get("published")
     for recipe, value in quoted.items() if isinstance(quoted, dict) else ():
         if type(value) not in (int, float):
