@@ -146,9 +146,7 @@ def compared(
     """
     table = frame(list(found))
     trained = table[(table.total == total) if total else (table.steps > 0)]
-    trained = trained.assign(
-        variant=[_variant(*of) for of in trained[["base_recipe", "axes"]].values]
-    )
+    trained = trained.assign(variant=list(map(_variant, trained.base_recipe, trained["axes"])))
     best = chosen_on_validation(trained, ["variant", "size", "total", *GROUP[1:]])
     parts = [costs([_without_rate(r) for r in found if r["run"] in set(runs.run)], flops)
              for _, runs in best.groupby(["total", "size"])]  # fmt: skip
@@ -178,8 +176,7 @@ def _variant(base_recipe, axes):
 
 
 def _without_rate(record):
-    sized = record["base_recipe"] in _SIZED
-    drop = (*_FREE, "model") if sized else _FREE
+    drop = (*_FREE, "model") if record["base_recipe"] in _SIZED else _FREE
     axes = {key: value for key, value in record["axes"].items() if key not in drop}
     return record | {"axes": axes, "recipe": variant_name(record["base_recipe"], axes)}
 

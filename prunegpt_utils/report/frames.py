@@ -250,9 +250,9 @@ def by_steps(records: list[dict]) -> pd.DataFrame:
                 float(perplexity), base, axes, method_label(base, axes),
                 float(record["metrics"]["test"]["perplexity"]),
             ))  # fmt: skip
-    columns = ["recipe", "sparsity", "steps", "seed", "perplexity", "base_recipe", "axes", "label"]
-    columns += ["test"]
-    return pd.DataFrame(rows, columns=columns).sort_values(columns[:4], ignore_index=True)
+    keys = ["recipe", "sparsity", "steps", "seed"]
+    columns = [*keys, "perplexity", "base_recipe", "axes", "label", "test"]
+    return pd.DataFrame(rows, columns=columns).sort_values(keys, ignore_index=True)
 
 
 def stored_bytes(record: dict, width: int = 4) -> int:

@@ -36,12 +36,10 @@ METHODS = {
     "shallow-distilled": ("fewer blocks + teacher", "#CC79A7", "o"),
     "small": ("pretrained small", "#332288", "s"),
     "small-distilled": ("pretrained small + teacher", "#332288", "o"),
-}
-
-# model pretrained with zeros from the first step on -> (label, colour) of what is made of it
-_FROM_SCRATCH = {
-    "scratch-random": ("random zeros from scratch", "#D55E00"),
-    "scratch-mask": ("the pruned model's zeros from scratch", "#882255"),
+    "scratch-random": ("random zeros from scratch", "#D55E00", "s"),
+    "scratch-random-distilled": ("random zeros from scratch + teacher", "#D55E00", "o"),
+    "scratch-mask": ("the pruned model's zeros from scratch", "#882255", "s"),
+    "scratch-mask-distilled": ("the pruned model's zeros from scratch + teacher", "#882255", "o"),
 }
 
 # parameter -> how labels say its value, in the order in which the label of a run lists them
@@ -84,14 +82,12 @@ def style_of(base_recipe: str, axes: Mapping) -> tuple[str, str, str]:
         axes: {parameter: value} of what is changed, see `runs.schema.Record`.
     """
     changes = dict(axes)
+    if str(changes.get("model")).startswith("scratch-"):  # of the recipe only the teacher is left
+        base_recipe = changes.pop("model") + "-distilled" * base_recipe.endswith("-distilled")
     label, colour, marker = METHODS.get(base_recipe, (base_recipe, GREY, "o"))
     if base_recipe == "retrained" and changes.get("criterion") in CRITERIA:
         criterion, colour, marker = CRITERIA[changes.pop("criterion")]
         label = f"{criterion}, retrained"
-    if changes.get("model") in _FROM_SCRATCH:  # nothing of the recipe is left but the teacher
-        label, colour = _FROM_SCRATCH[changes.pop("model")]
-        taught = base_recipe.endswith("-distilled")
-        label, marker = (f"{label} + teacher", "o") if taught else (label, "s")
     if "teacher" in changes and label.endswith("+ teacher"):
         label += f" ({_value('teacher', changes.pop('teacher'))})"
     names = sorted(changes, key=lambda name: (_place(PHRASES, name), name))

@@ -36,8 +36,7 @@ def load(study: str) -> dict:
     content = _read("study", study, _study_files())
     if "study" in content:
         content["study"] = parameters.as_meant("study", content["study"])
-    problems = [f"{location(study)}: {line}" for line in _problems(content, study)]
-    if problems:
+    if problems := [f"{location(study)}: {line}" for line in _problems(content, study)]:
         raise ParameterError("\n".join(problems))
     return content
 
@@ -99,31 +98,30 @@ def _read(kind, name, files):
 
 def _problems(content: dict, study: str) -> Iterator[str]:
     """What is wrong with the outline of a study file, a line each."""
+    sound = {part: kind() for part, kind in _PARTS.items()}
     for part, value in content.items():
         if part not in _PARTS:
             yield f"{part!r} is no part of a study; it has: {', '.join(_PARTS)}"
         elif not isinstance(value, _PARTS[part]):
             yield f"{part}: {value!r} must be a {_PARTS[part].__name__}"
+        else:
+            sound[part] = value
     if content.get("study") != study:
         yield f"study: {content.get('study')!r} must be the name of the file, {study!r}"
-    shared = content.get("parameters")
-    for name, value in shared.items() if isinstance(shared, dict) else ():
+    for name, value in sound["parameters"].items():
         if name not in parameters.PARAMETERS:
             complaint = parameters.unknown(name, parameters.PARAMETERS, "is not a parameter")
             yield f"parameters: {name}: {value!r} {complaint}"
     yield from _known_notebook("results", content.get("results"))
-    others = content.get("pretrained")
-    for other in others if isinstance(others, list) else ():
+    for other in sound["pretrained"]:
         if not exists(str(other)):
             yield f"pretrained: {other!r} must be a study"
-    quoted = content.get("published")
-    for recipe, value in quoted.items() if isinstance(quoted, dict) else ():
+    for recipe, value in sound["published"].items():
         if type(value) not in (int, float):
             yield f"published: {recipe}: {value!r} must be a perplexity"
-    listed = content.get("notebooks")
-    if not listed:
+    if not content.get("notebooks"):
         yield "notebooks: must list at least one"
-    for notebook, group in listed.items() if isinstance(listed, dict) else ():
+    for notebook, group in sound["notebooks"].items():
         yield from _notebook_problems(notebook, group)
 
 
@@ -198,8 +196,7 @@ def headings(notebook: str) -> dict[str, str]:
 
 def _cells(notebook, tag=None):
     code = [cell for cell in _notebook(notebook) if cell["cell_type"] == "code"]
-    tagged = [cell for cell in code if not tag or tag in cell["metadata"].get("tags", [])]
-    return ["".join(cell["source"]) for cell in tagged]
+    return ["".join(c["source"]) for c in code if tag in (None, *c["metadata"].get("tags", []))]
 
 
 def _notebook(notebook):
