@@ -20,6 +20,7 @@ RUN_REFS = (
     "model", "init_from", "teacher", "one_shot_run", "baseline", "reference", "mask_from",
 )  # fmt: skip
 _MODELS = ("model", "teacher")  # those of them that may name a model instead
+_COMPARED = ("one_shot_run", "baseline", "reference")  # of which the record is read
 # In which a run agrees with those it stands on, but for the model of a teacher or a reference.
 SHARED = ("model", "data", "block_size", "protocol")
 
@@ -194,12 +195,13 @@ class _Study:
 
     def reference_problem(self, spec: RunSpec) -> str | None:
         """Why a run cannot be compared with what its study file says."""
-        name = spec.parameters.get("reference")
-        found = self.resolve("reference", spec.parameters) if name else spec
-        if found is None:
-            return f"reference: {name!r} names no run that this study makes"
-        itself = name and found.name == spec.name
-        return f"reference: {name!r} is this run; it must name another" if itself else None
+        for ref in [ref for ref in _COMPARED if spec.parameters.get(ref)]:
+            name, found = spec.parameters[ref], self.resolve(ref, spec.parameters)
+            if found is None:
+                return f"{ref}: {name!r} names no run that this study makes"
+            if found.name == spec.name:
+                return f"{ref}: {name!r} is this run; it must name another"
+        return None
 
     def dependencies(self, spec: RunSpec) -> tuple:
         """Names of the runs that the parameters of a run name."""
