@@ -169,8 +169,30 @@ def test_a_reference_that_cannot_be_is_one_line(monkeypatch, reference, message)
 def test_a_study_need_not_make_what_its_recipes_are_compared_with(monkeypatch):
     content = {"study": "mine", "notebooks": {"02_pruning": {"gradual": {"init_from": ""}}}}
     monkeypatch.setattr(study_files, "load", lambda study: content)
-    assert study_files.recipe_parameters("gradual")["reference"] == "control"
-    assert expansion.plan("mine")["gradual-s90-seed0"].parameters["reference"] == ""
+    named = study_files.recipe_parameters("gradual")
+    assert (named["reference"], named["one_shot_run"]) == ("control", "one-shot")
+    made = expansion.plan("mine")["gradual-s90-seed0"].parameters
+    assert made["reference"] == made["one_shot_run"] == ""  # the curve is measured by the run
+
+
+@pytest.mark.parametrize(
+    ("notebook", "recipe", "named"),
+    [
+        ("02_pruning", "gradual", {"one_shot_run": "one-shoot"}),
+        ("03_distillation", "gradual-distilled", {"baseline": "gradul"}),
+        ("03_distillation", "gradual-distilled", {}),  # the recipe's own, which nobody makes
+    ],
+)
+def test_a_run_whose_record_is_needed_must_be_made(monkeypatch, notebook, recipe, named):
+    """It would be missed when the training is done."""
+    entry = {"init_from": "", "teacher": "dense", **named}
+    listed = {"01_baselines": {"dense": None}, notebook: {recipe: entry}}
+    monkeypatch.setattr(study_files, "load", lambda _: {"study": "mine", "notebooks": listed})
+    ref, name = next(iter(named.items()), ("baseline", "gradual"))
+    message = f"{recipe}-s90-seed0: {ref}: '{name}' names no run that this study makes"
+    with pytest.raises(ParameterError, match=message) as error:
+        expansion.plan("mine")
+    assert "\n" not in str(error.value)
 
 
 def test_no_run_waits_for_itself():

@@ -123,11 +123,11 @@ def _entries(content):
         declared = study_files.declared_parameters(notebook)
         mine = {key: value for key, value in shared.items() if key in declared}
         for recipe, listed in group.items():
-            common = {"study": content["study"], "seed": 0, "reference": ""}
             own = study_files.recipe_parameters(recipe)
-            common |= own
-            if not any(common["reference"].startswith(other) for other in made):
-                common["reference"] = ""  # a study need not make what its recipes are compared with
+            common = {"study": content["study"], "seed": 0, "reference": ""} | own
+            for ref in common.keys() & {"reference", "one_shot_run"}:
+                if not any(common[ref].startswith(other) for other in made):
+                    common[ref] = ""  # a study need not make what its recipes are compared with
             # a study's steps are for what trains: zero-shot stays what its name says
             common |= {k: v for k, v in mine.items() if k != "steps" or own.get(k) != 0}
             for entry in study_files.as_list(listed):
@@ -193,15 +193,14 @@ class _Study:
         fitting = (e for e in entries if seed in (e.axes.get("seed") or [e.given["seed"]]))
         return next(fitting, self.first[recipe])
 
-    def reference_problem(self, spec: RunSpec) -> str | None:
+    def reference_problems(self, spec: RunSpec) -> Iterator[str]:
         """Why a run cannot be compared with what its study file says."""
-        for ref in [ref for ref in _COMPARED if spec.parameters.get(ref)]:
+        for ref in filter(spec.parameters.get, _COMPARED):
             name, found = spec.parameters[ref], self.resolve(ref, spec.parameters)
             if found is None:
-                return f"{ref}: {name!r} names no run that this study makes"
-            if found.name == spec.name:
-                return f"{ref}: {name!r} is this run; it must name another"
-        return None
+                yield f"{ref}: {name!r} names no run that this study makes"
+            elif found.name == spec.name:
+                yield f"{ref}: {name!r} is this run; it must name another"
 
     def dependencies(self, spec: RunSpec) -> tuple:
         """Names of the runs that the parameters of a run name."""
@@ -261,8 +260,7 @@ def plan_of(content: dict, place: str) -> dict[str, RunSpec]:
             problems.append(f"{entry.notebook}: {entry.recipe}: {error}")
     if not problems:
         runs = {n: replace(s, depends_on=study.dependencies(s)) for n, s in runs.items()}
-        found = {name: study.reference_problem(spec) for name, spec in runs.items()}
-        problems = [f"{name}: {why}" for name, why in found.items() if why]
+        problems = [f"{n}: {why}" for n, s in runs.items() for why in study.reference_problems(s)]
         problems = problems or list(_dependency_problems(runs))
     if problems:
         raise ParameterError("\n".join(f"{place}: {line}" for line in dict.fromkeys(problems)))
