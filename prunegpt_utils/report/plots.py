@@ -122,8 +122,9 @@ def perplexity_by_cost(costs: pd.DataFrame, cost: str, split: str = "validation"
         best.x, best.perplexity, "o", color=INK, fillstyle="none", markersize=13,
         label=f"Pareto front: nothing is both {better} and better",
     )  # fmt: skip
-    # no line says which point is which where it is of one sparsity
-    for row in costs[front | ((cost == "flops") & (costs.sparsity > 0))].itertuples():
+    # no line says which point is which where it is of one sparsity; of a small model nothing is gone
+    shown = front | ((cost == "flops") & (costs.sparsity > 0))
+    for row in costs[shown & ~costs.base_recipe.str.startswith("small")].itertuples():
         place, side = ((-10, -17), "center") if front[row.Index] else ((8, -3), "left")
         axes.annotate(
             f"{100 * row.sparsity:.0f} %" if row.sparsity else "dense", (row.x, row.perplexity),

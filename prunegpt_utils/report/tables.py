@@ -196,11 +196,11 @@ def plain(table: pd.DataFrame) -> str:
 
 
 def answer(table: pd.DataFrame) -> str:
-    """The study's answer in sentences, one a sparsity; '' if it has none, see `_arms`."""
+    """The study's answer in sentences, one a sparsity; '' if it has none, see `arms_of`."""
     lines = [
         f"- **{100 * sparsity:.0f} % of the block weights gone**: {_sentence(table, arms)}; "
         f"{_seeds([arms])}. Left of the whole model: {100 * _kept(table, arms):.0f} %."
-        for sparsity, arms in _arms(table).items()
+        for sparsity, arms in arms_of(table).items()
     ]
     names = ", ".join(best_dense.names(table))
     best = f"- The best dense model, chosen on the validation text: {names}."
@@ -209,7 +209,7 @@ def answer(table: pd.DataFrame) -> str:
 
 def verdict(table: pd.DataFrame, sparsities: Collection[float] = (0.5, 0.9)) -> str:
     """The same in one sentence, of some sparsities; '' if it has none."""
-    found = {share: arms for share, arms in _arms(table).items() if share in sparsities}
+    found = {share: arms for share, arms in arms_of(table).items() if share in sparsities}
     parts = [
         f"with {100 * share:.0f} % of the block weights gone, {_sentence(table, arms, False)}"
         for share, arms in found.items()
@@ -220,7 +220,7 @@ def verdict(table: pd.DataFrame, sparsities: Collection[float] = (0.5, 0.9)) -> 
 
 def short(table: pd.DataFrame) -> str:
     """A small table of the answer: a row a sparsity, test perplexity ± its spread over seeds."""
-    test, found = table.set_index("run").test, _arms(table)
+    test, found = table.set_index("run").test, arms_of(table)
     columns = [name for name in _SHORT if any(name in arms for arms in found.values())]
     cells = []
     for sparsity, arms in found.items():
@@ -233,8 +233,8 @@ def short(table: pd.DataFrame) -> str:
 
 
 _ANSWERED = (0.5, 0.8, 0.9, 0.95)
-_SMALL = "best small dense model tried of at most as many bytes"
-_SHORT = ("with a teacher", "without one", _SMALL)
+SMALL = "best small dense model tried of at most as many bytes"
+_SHORT = ("with a teacher", "without one", SMALL)
 
 
 def _plus_minus(values):
@@ -247,8 +247,8 @@ def _kept(table, arms):
     return 1 - table[table.run.isin(arms["with a teacher"])].model_sparsity.mean()
 
 
-def _arms(table):
-    """{sparsity: {name of an arm: its runs}}, the arm with a teacher first.
+def arms_of(table: pd.DataFrame) -> dict[float, dict[str, list[str]]]:
+    """{sparsity: {name of an arm: its runs}} of a table of `frames.frame`, with a teacher first.
 
     Of seeds that have the same run with a teacher and without one; where a study swept the learning
     rate instead, each arm stands at the rate that validation chose for it.
@@ -275,7 +275,7 @@ def _arms_of_sweeps(table):
                 "without one": runs[runs.base_recipe == "gradual"]}  # fmt: skip
         fits = small[small.bytes16 <= runs.bytes16.mean()]
         fits = fits[fits.model.isin(runs.model) & fits.budget.isin(runs.budget)]
-        arms[_SMALL] = best_dense.chosen_on_validation(fits, ["model", "budget"])
+        arms[SMALL] = best_dense.chosen_on_validation(fits, ["model", "budget"])
         if len(arms["with a teacher"]):
             yield sparsity, {name: list(each.run) for name, each in arms.items() if len(each)}
 
@@ -286,7 +286,7 @@ def _sentence(table, arms, intervals=True):
     for name, runs in arms.items():
         ratio, over = _in_words(table, pd.Series(runs), intervals)
         to = "" if parts else " the test perplexity of the best dense model"
-        if name == _SMALL:
+        if name == SMALL:
             row = table[table.run == runs[0]].iloc[0]
             share = row.bytes16 / table[table.run.isin(arms["with a teacher"])].bytes16.mean()
             kind = method_label(row.base_recipe, {})
@@ -299,9 +299,8 @@ def _seeds(found):
     """How many runs stand behind each number of some arms."""
     counts = {len(runs) for arms in found for runs in arms.values()}
     low, high = min(counts), max(counts)
-    if low < high:
-        return f"{low} to {high} seeds"
-    return f"{high} seeds" if high > 1 else "one seed"
+    many = f"{low} to {high}" if low < high else f"{high}"
+    return f"{many} seeds" if high > 1 else "one seed"
 
 
 def _in_words(table, runs, intervals=True):
