@@ -120,9 +120,28 @@ def test_the_figures_say_their_numbers():
         (drawn.series == "chosen on the validation text") & (drawn.panel == "The test text")
     ]
     assert sorted(zip(ringed.x, ringed.y, strict=True)) == [(1, 20.0), (2, 16.5)]
-    costs = controls.compared([run_at("control", 0, 20.0, 30.0)], 10)
-    drawn = figure_files.points(plots.perplexity_by_cost(costs, "weights", "test"))
-    assert drawn.y.tolist() == [30.0, 30.0]  # the point and its ring
+    small = {"name": "tiny", "parameters": 5, "prunable": 4}
+    taught = run_at("small-distilled", 0, 40.0, 60.0, axes={"model": "tiny"}, model=small)
+    costs = controls.compared([run_at("control", 0, 20.0, 30.0), taught], 10)
+    figure = plots.perplexity_by_cost(costs, "weights", "test")
+    drawn = figure_files.points(figure)
+    assert sorted(drawn.y) == [30.0, 30.0, 60.0, 60.0]  # the points and their rings
+    named = [text.get_text() for text in figure.axes[0].texts]
+    assert named == ["dense"], "what was pretrained small lost no weights"
+
+
+def test_no_rates_are_drawn_where_none_was_swept(capsys):
+    rows = controls.sweep(frames.frame([run_at("control", 0, 20.0, 30.0, axes={"lr": 1})]))
+    assert len(rows) == 1
+    assert plots.perplexity_by_rate(rows, rows) is None
+    assert "no arm has two of them" in capsys.readouterr().out
+
+
+def test_models_of_several_sizes_are_no_line():
+    small = {"name": "tiny", "parameters": 5, "prunable": 4}
+    mine = run_at("dense", 0, 40.0, 60.0, axes={"model": "tiny"}, model=small)
+    rows = controls.compared([run_at("dense", 0, 20.0, 30.0), mine])
+    assert sorted(rows.label) == ["fine-tuned", "fine-tuned, tiny"]
 
 
 RATES = [0.0005, 0.002]

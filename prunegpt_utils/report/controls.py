@@ -16,7 +16,7 @@ from prunegpt_utils.runs.costs import flops_along_chain
 from prunegpt_utils.runs.expansion import variant_name
 
 _FREE = ("lr", "steps")  # axes that do not make another arm
-_SIZED = ("dense", "small", "small-distilled")  # of which the axis `model` says the size alone
+_SIZED = ("small", "small-distilled")  # of which the axis `model` says the size alone
 # sparsity -> (recipe without, recipe with a teacher)
 _PAIRS = {
     0.0: ("control", "dense-distilled"),

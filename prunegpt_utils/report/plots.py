@@ -122,7 +122,7 @@ def perplexity_by_cost(costs: pd.DataFrame, cost: str, split: str = "validation"
         best.x, best.perplexity, "o", color=INK, fillstyle="none", markersize=13,
         label=f"Pareto front: nothing is both {better} and better",
     )  # fmt: skip
-    # no line says which point is which where it is of one sparsity; of a small model nothing is gone
+    # no line says which point is which where it is of one sparsity; a small model lost nothing
     shown = front | ((cost == "flops") & (costs.sparsity > 0))
     for row in costs[shown & ~costs.base_recipe.str.startswith("small")].itertuples():
         place, side = ((-10, -17), "center") if front[row.Index] else ((8, -3), "left")
@@ -177,8 +177,8 @@ def perplexity_by_rate(rows: pd.DataFrame, chosen: pd.DataFrame) -> Figure | Non
     Args:
         rows: of `controls.sweep`.  chosen: those of them that validation chose, ringed.
     """
-    if _finite(rows.perplexity).empty:
-        return left_out("perplexity against the learning rate", "no run of the sweep is there")
+    if not (rows.loc[_finite(rows.perplexity).index].groupby("arm").lr.nunique() > 1).any():
+        return left_out("perplexity against the learning rate", "no arm has two of them")
     figure, panels = plt.subplots(1, 2, figsize=(12.5, 4.8))
     for axes, split in zip(panels, ("perplexity", "test"), strict=True):
         for arm, mine in rows.groupby("arm", sort=False):
