@@ -106,8 +106,10 @@ def test_advice_states_what_records_support_and_no_more():
     assert advice.use["at most half of the block weights"] == "gradual + teacher, 90 %"
     assert advice["x best dense"]["at most a tenth of the block weights"] == 1.5
     assert "at most half of the block weights, and dense matrices" not in advice.index
-    small = run_at("shallow", 0, 28.0, 55.0, model={"name": "tiny", "parameters": 5, "prunable": 4})
+    assert "at most half of the bytes, and dense matrices" not in advice.index
+    small = run_at("shallow", 0, 28.0, 55.0, model={"name": "tiny", "parameters": 4, "prunable": 3})
     advice = controls.use_this_if(controls.compared([*found, small], 10))
+    assert advice.use["at most half of the bytes, and dense matrices"] == "fewer blocks"
     assert advice.use["at most half of the block weights, and dense matrices"] == "fewer blocks"
 
 

@@ -194,23 +194,23 @@ def use_this_if(rows: pd.DataFrame) -> pd.DataFrame:
         x best dense (test), non-zero block weights and megabytes (16 bit) as shares of the dense
         model's.
     """
-    whole = rows[(rows.zeros == 0) & (rows.weights == rows.weights.max())]
+    plain, taught = rows.zeros == 0, rows.base_recipe.str.endswith("-distilled")
+    whole = rows[plain & (rows.weights == rows.weights.max())]
     if whole.empty:
         return pd.DataFrame(columns=["use"])
     dense = whole.loc[whole.perplexity.idxmin()]
-    taught = rows.base_recipe.str.endswith("-distilled")
+    size, kept = rows.bytes16 / dense.bytes16, rows.weights / dense.weights
     needs = {
         "the best text, whatever the size": rows.weights > 0,
         "the same, and there is no teacher": ~taught,
-        "at most half of the bytes": rows.bytes16 <= dense.bytes16 / 2,
-        "at most half of the block weights, and dense matrices":
-            (rows.zeros == 0) & (rows.weights <= dense.weights / 2),
-        "at most half of the block weights": rows.weights <= dense.weights * 0.501,
-        "at most a tenth of the block weights": rows.weights <= dense.weights * 0.101,
+        "at most half of the bytes": size <= 1 / 2,
+        "at most half of the bytes, and dense matrices": plain & (size <= 1 / 2),
+        "at most a third of the bytes": size <= 1 / 3,
+        "at most half of the block weights, and dense matrices": plain & (kept <= 1 / 2),
+        "at most half of the block weights": kept <= 0.501,
+        "at most a tenth of the block weights": kept <= 0.101,
     }  # fmt: skip
-    found = {
-        need: rows.loc[rows[met].perplexity.idxmin()] for need, met in needs.items() if met.any()
-    }
+    found = {n: rows.loc[rows[met].perplexity.idxmin()] for n, met in needs.items() if met.any()}
     return pd.DataFrame(
         {need: {
             "use": f"{row.label}, {100 * row.sparsity:.0f} %" if row.zeros else row.label,
