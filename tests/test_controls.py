@@ -139,6 +139,15 @@ def test_no_rates_are_drawn_where_none_was_swept(capsys):
     assert "no arm has two of them" in capsys.readouterr().out
 
 
+def test_of_a_model_that_was_pretrained_small_nothing_is_gone():
+    small = {"name": "tiny", "parameters": 4, "prunable": 3}
+    made = [run_at(recipe, 0, 40.0, 60.0, model=small) | {"removed_share": 0.625}
+            for recipe in ("small", "small-distilled", "shallow")]  # fmt: skip
+    assert frames.frame(made).set_index("recipe").sparsity.to_dict() == {
+        "small": 0, "small-distilled": 0, "shallow": 0.625,
+    }  # fmt: skip
+
+
 def test_models_of_several_sizes_are_no_line():
     small = {"name": "tiny", "parameters": 5, "prunable": 4}
     mine = run_at("dense", 0, 40.0, 60.0, axes={"model": "tiny"}, model=small)

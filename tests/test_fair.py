@@ -12,7 +12,7 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
-)  # fmt: skip
+)
 
 from prunegpt_utils import corpora, modeling
 from prunegpt_utils.config import TrainConfig

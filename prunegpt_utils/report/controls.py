@@ -8,7 +8,7 @@ import pandas as pd
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.report import forgetting, tables
 from prunegpt_utils.report.best_dense import GROUP, chosen_on_validation
-from prunegpt_utils.report.frames import costs, frame
+from prunegpt_utils.report.frames import PRETRAINED_SMALL, costs, frame
 from prunegpt_utils.report.methods import order, style_of
 from prunegpt_utils.report.statistics import half_width
 from prunegpt_utils.runs import records, study_files
@@ -16,7 +16,6 @@ from prunegpt_utils.runs.costs import flops_along_chain
 from prunegpt_utils.runs.expansion import variant_name
 
 _FREE = ("lr", "steps")  # axes that do not make another arm
-_SIZED = ("small", "small-distilled")  # of which the axis `model` says the size alone
 # sparsity -> (recipe without, recipe with a teacher)
 _PAIRS = {
     0.0: ("control", "dense-distilled"),
@@ -176,7 +175,7 @@ def _variant(base_recipe, axes):
 
 
 def _without_rate(record):
-    drop = (*_FREE, "model") if record["base_recipe"] in _SIZED else _FREE
+    drop = (*_FREE, "model") if record["base_recipe"] in PRETRAINED_SMALL else _FREE
     axes = {key: value for key, value in record["axes"].items() if key not in drop}
     return record | {"axes": axes, "recipe": variant_name(record["base_recipe"], axes)}
 
@@ -215,7 +214,7 @@ def use_this_if(rows: pd.DataFrame) -> pd.DataFrame:
         {need: {
             "use": f"{row.label}, {100 * row.sparsity:.0f} %" if row.zeros else row.label,
             "test": row.test, "half_width": row.test_half_width, "seeds": row.seeds,
-            "x best dense": row.test / dense.test, "weights": row.weights / dense.weights,
-            "bytes": row.bytes16 / dense.bytes16,
+            "x best dense": row.test / dense.test,
+            "weights": kept[row.name], "bytes": size[row.name],
         } for need, row in found.items()}
     ).T.rename_axis("you need")  # fmt: skip

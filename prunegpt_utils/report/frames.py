@@ -23,6 +23,7 @@ _COLUMNS = (
     "validation_tokens", "test_tokens", "paired_half", "window", "windows", "fidelity", "texts",
     "bytes16",
 )  # fmt: skip
+PRETRAINED_SMALL = ("small", "small-distilled")  # nothing is gone; the axis `model` is the size
 # columns whose cells are no numbers or short texts
 OBJECTS = ["axes", "untaught", "windows", "fidelity", "texts", "text_ratios"]
 # what was asked to go; what went differs a little from seed to seed, and so makes no groups
@@ -116,7 +117,7 @@ def _base_models(records, models):
 
 def _removed(record):
     """Share of the block weights that are gone: measured, never asked for."""
-    share = record.get("removed_share")
+    share = 0.0 if record["base_recipe"] in PRETRAINED_SMALL else record.get("removed_share")
     return record["sparsity"]["prunable"] if share is None else share
 
 

@@ -122,9 +122,9 @@ def perplexity_by_cost(costs: pd.DataFrame, cost: str, split: str = "validation"
         best.x, best.perplexity, "o", color=INK, fillstyle="none", markersize=13,
         label=f"Pareto front: nothing is both {better} and better",
     )  # fmt: skip
-    # no line says which point is which where it is of one sparsity; a small model lost nothing
-    shown = front | ((cost == "flops") & (costs.sparsity > 0))
-    for row in costs[shown & ~costs.base_recipe.str.startswith("small")].itertuples():
+    # no line says which point is which where it is of one sparsity; a small model has none
+    whole = (costs.weights == costs.weights.max()) & front
+    for row in costs[whole | ((costs.sparsity > 0) & (front | (cost == "flops")))].itertuples():
         place, side = ((-10, -17), "center") if front[row.Index] else ((8, -3), "left")
         axes.annotate(
             f"{100 * row.sparsity:.0f} %" if row.sparsity else "dense", (row.x, row.perplexity),
