@@ -123,6 +123,23 @@ def test_a_reference_may_name_one_of_several_runs(monkeypatch):
     assert execution.require("teacher", run.parameters | {"teacher": "control-steps7"}) is None
 
 
+def test_what_is_named_is_the_run_of_the_same_model_but_for_a_teacher(monkeypatch):
+    of = [{"model": ["gpt2-medium"]}, {"model": ["gpt2"]}]
+    content = {"study": "mine", "notebooks": {
+        "01_baselines": {"dense": of},
+        "02_pruning": {"gradual": [{"one_shot_run": ""} | each for each in of]},
+        "03_distillation": {"gradual-distilled": {
+            "model": ["gpt2", "gpt2-medium"], "teacher": "dense", "baseline": "gradual",
+        }},
+    }}  # fmt: skip
+    monkeypatch.setattr(study_files, "load", lambda study: content)
+    plan = expansion.plan("mine")
+    for model in ("gpt2", "gpt2-medium"):
+        found = plan[f"gradual-distilled-{model}-s90-seed0"].depends_on
+        needed = {f"dense-{model}-seed0", f"gradual-{model}-s90-seed0", "dense-gpt2-medium-seed0"}
+        assert set(found) == needed
+
+
 def compared(monkeypatch, **control):
     """The plan of a study of a control, with what it says of it, and a run that is pruned."""
     content = {"study": "mine", "notebooks": {

@@ -21,6 +21,7 @@ RUN_REFS = (
 )  # fmt: skip
 _MODELS = ("model", "teacher")  # those of them that may name a model instead
 _COMPARED = ("one_shot_run", "baseline", "reference")  # of which the record is read
+_SAME_MODEL = ("init_from", "one_shot_run", "baseline")  # of several runs, the one of this model
 # In which a run agrees with those it stands on, but for the model of a teacher or a reference.
 SHARED = ("model", "data", "block_size", "protocol")
 
@@ -101,6 +102,9 @@ class _Entry:
     def axes(self) -> dict:
         return {key: item for key, item in self.given.items() if item and isinstance(item, list)}
 
+    def has(self, key: str, value: object) -> bool:
+        return value in self.axes.get(key, [self.given.get(key)])
+
     def named(self, point: dict) -> dict:
         """Some values of the axes as names of runs have them: of folders and hub ids the end."""
         short = {key: self.short.get(v) for key, v in point.items() if isinstance(v, str)}
@@ -175,7 +179,7 @@ class _Study:
         if run and name not in self.first and name not in self.variants:
             name, values = run[1], values | {"seed": int(run[2])}
         if name in self.first:
-            entry = self._entry_of(name, values["seed"])
+            entry = self._entry_of(name, values, ref)
             axes = entry.axes.items()
             point = {k: values[k] if values.get(k) in axis else axis[0] for k, axis in axes}
         elif name in self.variants:
@@ -187,11 +191,11 @@ class _Study:
         same = (*(() if ref == "model" else ("seed",)), *(("sparsity",) if pruned else ()))
         return entry.at(point | {key: values[key] for key in same if key in values})
 
-    def _entry_of(self, recipe, seed):
-        """The first thing that the study says of a recipe at this seed, else of the recipe."""
-        entries = (entry for entry in self.entries if entry.recipe == recipe)
-        fitting = (e for e in entries if seed in (e.axes.get("seed") or [e.given["seed"]]))
-        return next(fitting, self.first[recipe])
+    def _entry_of(self, recipe, values, ref):
+        """The first thing that the study says of a recipe at this seed and model, if of these."""
+        like = ("seed", "model") if ref in _SAME_MODEL else ("seed",)
+        entries = [entry for entry in self.entries if entry.recipe == recipe]
+        return max(entries, key=lambda entry: [entry.has(key, values.get(key)) for key in like])
 
     def reference_problems(self, spec: RunSpec) -> Iterator[str]:
         """Why a run cannot be compared with what its study file says."""
