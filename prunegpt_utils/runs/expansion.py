@@ -167,11 +167,10 @@ class _Study:
     @functools.cached_property
     def variants(self) -> dict:
         """{name of a recipe at values of its axes: its entry, these values}."""
-        found: dict = {}
-        for entry, point in self.points():
-            name = variant_name(str((entry.given | point)["recipe"]), entry.named(point))
-            found.setdefault(name, (entry, point))
-        return found
+        return {  # the first of a name
+            variant_name(str((entry.given | point)["recipe"]), entry.named(point)): (entry, point)
+            for entry, point in reversed(list(self.points()))
+        }
 
     def resolve(self, ref: str, values: dict) -> RunSpec | None:
         name = values[ref]
@@ -179,7 +178,9 @@ class _Study:
         if run and name not in self.first and name not in self.variants:
             name, values = run[1], values | {"seed": int(run[2])}
         if name in self.first:
-            entry = self._entry_of(name, values, ref)
+            like = ("seed", "model") if ref in _SAME_MODEL else ("seed",)  # if there is such a one
+            entries = (entry for entry in self.entries if entry.recipe == name)
+            entry = max(entries, key=lambda each: [each.has(key, values.get(key)) for key in like])
             axes = entry.axes.items()
             point = {k: values[k] if values.get(k) in axis else axis[0] for k, axis in axes}
         elif name in self.variants:
@@ -190,12 +191,6 @@ class _Study:
         # a pretrained model is one for all seeds of what is made of it
         same = (*(() if ref == "model" else ("seed",)), *(("sparsity",) if pruned else ()))
         return entry.at(point | {key: values[key] for key in same if key in values})
-
-    def _entry_of(self, recipe, values, ref):
-        """The first thing that the study says of a recipe at this seed and model, if of these."""
-        like = ("seed", "model") if ref in _SAME_MODEL else ("seed",)
-        entries = [entry for entry in self.entries if entry.recipe == recipe]
-        return max(entries, key=lambda entry: [entry.has(key, values.get(key)) for key in like])
 
     def reference_problems(self, spec: RunSpec) -> Iterator[str]:
         """Why a run cannot be compared with what its study file says."""
@@ -286,8 +281,8 @@ def resolver(content: dict) -> Callable:
 
     It takes `ref` and the parameters of the run that asks; None if a model is named instead.
 
-    It is the first variant of its recipe, with the same seed and, if it is pruned, the same
-    sparsity; the one-shot curve spans all sparsities, so there is one of it, and so there is of a
+    It is the first variant of its recipe, with the same seed, the same model (but for a teacher, a
+    `reference` or a `model`) and, if it is pruned, the same sparsity; the one-shot curve spans all sparsities, so there is one of it, and so there is of a
     `model` for all seeds. Along an axis that both have it is the one with the same value, unless
     `ref` says which: `control-steps400`. So it may say which seed, `control-seed0`.
     """
