@@ -282,9 +282,10 @@ def resolver(content: dict) -> Callable:
     It takes `ref` and the parameters of the run that asks; None if a model is named instead.
 
     It is the first variant of its recipe, with the same seed, the same model (but for a teacher, a
-    `reference` or a `model`) and, if it is pruned, the same sparsity; the one-shot curve spans all sparsities, so there is one of it, and so there is of a
-    `model` for all seeds. Along an axis that both have it is the one with the same value, unless
-    `ref` says which: `control-steps400`. So it may say which seed, `control-seed0`.
+    `reference` or a `model`) and, if it is pruned, the same sparsity; the one-shot curve spans all
+    sparsities, so there is one of it, and so there is of a `model` for all seeds. Along an axis
+    that both have it is the one with the same value, unless `ref` says which: `control-steps400`.
+    So it may say which seed, `control-seed0`.
     """
     return _Study(content).resolve
 
