@@ -18,7 +18,7 @@ NOTEBOOKS := 00_start_here 01_baselines 02_pruning 03_distillation 04_size_and_s
 	05_results 06_criteria 07_methods 08_ablations 09_structured 10_budget 11_real_model 12_forgetting \
 	13_one_shot 14_small_dense 15_fair_controls
 BENCHMARKS := training_step mask_cost teacher_cost attention_cost global_threshold perplexity \
-	criteria_cost tokenising study_of_runs sparse_inference scaling threads compiled profiles
+	criteria_cost tokenising study_of_runs sparse_inference scaling threads compiled kept_copies profiles
 TOOLS := $(BIN)/python -m prunegpt_utils
 NAME := $(or $(NEW),$(STUDY))
 OVERRIDE = $(if $(NEW)$(SET),$(TOOLS) override "$(STUDY)" "$(NEW)" "$(SET)")

@@ -19,7 +19,7 @@ from prunegpt_utils.runs import paths, records
 
 ORDER = ("training_step", "mask_cost", "teacher_cost", "attention_cost", "global_threshold",
          "perplexity", "criteria_cost", "tokenising", "study_of_runs", "sparse_inference",
-         "scaling", "threads", "compiled", "profiles")  # fmt: skip
+         "scaling", "threads", "compiled", "kept_copies", "profiles")  # fmt: skip
 ON_A_GPU = ("training_step", "mask_cost", "teacher_cost")
 DEVICES = {"cpu": "CPU", "cuda": "H200"}  # what is asked for; a record says what it was
 
