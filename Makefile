@@ -33,7 +33,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
-	@echo "  Choose a study with STUDY=pydocs (default), pydocs-full or smoke; cores with JOBS=2."
+	@echo "  Choose a study with STUDY=pydocs (default) or another of studies/; cores with JOBS=2."
 	@echo "  ENV=active takes the Python environment that is active, and not .venv, which it makes else."
 	@echo "  Change it with NEW=mine SET=\"steps=200 sparsity=0.8,0.9\"; docs/scale.md tells more."
 

@@ -316,7 +316,7 @@ def strip_metadata(notebook: str) -> None:
 
 
 def papermill(arguments: list[str]) -> None:
-    """Run a notebook on several devices: see the README. Only the first process keeps it."""
+    """Run a notebook on several devices, see docs/several-gpus.md; the first process keeps it."""
     import os
     import tempfile
 

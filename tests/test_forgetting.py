@@ -77,7 +77,7 @@ def test_a_row_a_cut_and_task_with_the_dense_model_first():
 def test_a_verdict_is_of_one_cut_and_of_what_was_scored():
     first = cut_record()
     text = forgetting.verdict([first])
-    assert "produces 57 % (18 to 96) as many capitals" in text
+    assert "writes 57 % (18 to 96) as many capital cities" in text
     assert "rises to 1.30 x on text of the kind that calibrated it and 1.60 x on wiki, " in text
     assert forgetting.answer([first]).count("\n") == 1
     for other in ({"seed": 1}, {"model": {"name": "other"}}):

@@ -196,7 +196,7 @@ def verdict(records: Sequence[dict], criterion: str = "sparsegpt") -> str:
         f"With {100 * share:.0f} % of a real language model's block weights cut "
         f"({CRITERIA[criterion][0]}, not retrained), perplexity rises to "
         f"{_perplexities(records, criterion)[share]}, {grammar} of its grammar above a guess is "
-        f"left, and it produces {fact} as many capitals."
+        f"left, and it writes {fact} as many capital cities."
     )
 
 

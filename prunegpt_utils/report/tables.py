@@ -210,11 +210,11 @@ def answer(table: pd.DataFrame) -> str:
 def verdict(table: pd.DataFrame, sparsities: Collection[float] = (0.5, 0.9)) -> str:
     """The same in one sentence, of some sparsities; '' if it has none."""
     found = {share: arms for share, arms in arms_of(table).items() if share in sparsities}
-    parts = [
-        f"with {100 * share:.0f} % of the block weights gone, {_sentence(table, arms, False)}"
+    text = "; ".join(
+        f"with {100 * share:.0f} % of the block weights gone, a sparse model has "
+        f"{_sentence(table, arms, False)}"
         for share, arms in found.items()
-    ]
-    text = "; ".join(parts)
+    )
     return f"{text[0].upper()}{text[1:]} ({_seeds(found.values())})." if text else ""
 
 
