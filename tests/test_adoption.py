@@ -7,7 +7,7 @@ from conftest import ROOT
 
 from prunegpt_utils.__main__ import main
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.runs import adoption, expansion, paths, staleness
+from prunegpt_utils.runs import adoption, execution, expansion, paths, staleness
 
 STUDY = "pydocs"
 
@@ -45,8 +45,37 @@ def test_what_changed_is_made_and_all_that_hangs_together_with_it(current, tmp_p
     missing = adoption.adopt(STUDY)
     assert missing["gradual-s90-seed0"] == "code of masks changed"
     assert missing["dense-seed0"] == "gradual-s90-seed0 needs its model"
-    assert missing["gradual-distilled-s90-seed0"].endswith(" is made anew")
+    assert missing["gradual-distilled-s90-seed0"].endswith(" is made again")
     assert taken(tmp_path) == set(expansion.plan(STUDY)) - missing.keys() == {"zero-shot-seed0"}
+
+
+def test_what_a_study_would_make_again_at_once_is_not_taken(current, tmp_path, monkeypatch):
+    """A published run that began before one that it stands on had ended, as after a repair."""
+    again = lambda record, other: (record["run"], other["run"]) == ("dense-seed0", "control-seed0")  # noqa: E731
+    monkeypatch.setattr(staleness, "_began_after", again)
+    missing = adoption.adopt(STUDY)
+    assert missing["control-seed0"] == "dense-seed0 was made again"
+    assert missing["dense-seed0"] == "control-seed0 needs its model"
+    assert taken(tmp_path) == {"zero-shot-seed0"} and staleness.outdated(STUDY) == {}
+
+
+def test_what_was_taken_without_its_model_is_made_once_its_model_is_needed(current, tmp_path):
+    assert adoption.adopt(STUDY) == {} and "dense-seed0" in taken(tmp_path)
+    p = {"study": STUDY, "model": "pydocs-base", "init_from": "dense", "recipe": "mine", "seed": 0}
+    with pytest.raises(ParameterError, match="dense-seed0, of which only the record is here"):
+        execution.model_of("init_from", p)
+    current.append("gradual-s90-seed0")
+    assert adoption.adopt(STUDY)["dense-seed0"] == "gradual-s90-seed0 needs its model"
+    assert taken(tmp_path) == {"zero-shot-seed0"}
+
+
+def test_the_documentation_of_another_python_is_another_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNEGPT_RUNS", str(tmp_path))
+    monkeypatch.setattr(staleness, "code_changes", lambda then, now: "")
+    monkeypatch.setattr(staleness.platform, "python_version", lambda: "3.99.0")
+    missing = adoption.adopt(STUDY)
+    assert set(missing) == set(expansion.plan(STUDY)) and taken(tmp_path) == set()
+    assert "its text is the documentation of Python 3.1" in missing["zero-shot-seed0"]
 
 
 def test_what_is_there_stays(current, tmp_path):

@@ -85,6 +85,15 @@ def test_a_wrong_change_writes_nothing(runs_folder, name, changes, message):
     assert "\n" not in str(error.value) and not runs_folder.exists()
 
 
+def test_steps_are_not_set_where_epochs_count(runs_folder):
+    with pytest.raises(ParameterError, match="a run counts 10 epochs instead; add epochs=0"):
+        overrides.override("wikitext-2", "short", "steps=7")
+    overrides.override("wikitext-2", "short", "steps=7 epochs=0")
+    planned = expansion.plan("short").values()
+    assert {run.parameters.get("epochs", 0) for run in planned} == {0}
+    assert {run.parameters["steps"] for run in planned if "steps" in run.parameters} <= {0, 7}
+
+
 @pytest.mark.parametrize(("old", "new"), OLD_NAMES.items())
 def test_a_change_of_an_old_parameter_names_the_new_one(runs_folder, old, new):
     for change in (f"{old}=1", f"dense.{old}=1"):

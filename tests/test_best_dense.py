@@ -116,7 +116,7 @@ def test_a_longer_training_that_made_it_worse_is_said():
     [
         {"sparsity": {"requested": 0.0, "prunable": 0.2, "model": 0.1}},
         {"removed_share": 0.2},
-        {"parameters": {"block_sparsity": 0.5, "init_from": "dense"}},
+        {"parameters": {"block_sparsity": 0.5, "init_from": "dense", "batch": 8}},
         {"model": {"name": "tiny", "parameters": 7, "prunable": 6}},
     ],
 )
@@ -161,8 +161,9 @@ def test_the_interval_is_of_the_difference_averaged_over_seeds():
 
 
 def test_records_without_windows_have_no_interval_and_no_column():
-    found = [run_at("control"), with_windows(run_at("gradual", 0, 30.0, 30.0, 0.9), [1.0])]
-    table = frames.frame(found)
+    pruned = with_windows(run_at("gradual", 0, 30.0, 30.0, 0.9), [1.0])
+    table = frames.frame([run_at("control", protocol=pruned["protocol"]), pruned])
+    assert table.ratio.notna().all()
     assert best_dense.intervals(table) == {} and "95 % interval (test)" not in tables.headings(
         table
     )
@@ -211,11 +212,9 @@ def test_groups_of_columns_can_be_switched_on():
 
 
 def test_the_answer_says_how_sure_it_is():
-    found = [
-        *paired(),
-        run_at("gradual", 0, 30.0, 30.0, 0.9),
-        run_at("gradual", 1, 30.0, 30.0, 0.9),
-    ]
+    found = paired()
+    protocol = found[0]["protocol"]
+    found += [run_at("gradual", seed, 30.0, 30.0, 0.9, protocol=protocol) for seed in (0, 1)]
     text = tables.answer(frames.frame(found))
     line = "a teacher 1.11 ± <0.01 x the test perplexity of the best dense model"
     assert f"{line} (95 % interval 1.11 to 1.11), without one 1.50 ± <0.01 x; 2 seeds." in text

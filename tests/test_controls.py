@@ -59,7 +59,8 @@ def test_an_answer_is_held_against_models_that_its_file_names(monkeypatch):
     wide = [run_at("small", 0, 29.0, 29.0, axes={"model": "wide"}, model=small)]
     monkeypatch.setattr(records, "published", {"other": other, "more": wide}.get)
     files = {"mine": {"pretrained": ["other", "more"]}, "plain": {}}
-    monkeypatch.setattr(study_files, "load_or_empty", files.get)
+    empty = {"study": "odd", "notebooks": {}}
+    monkeypatch.setattr(study_files, "load_or_empty", lambda study: empty | files.get(study, {}))
     table = frames.frame(found)
     assert controls.answering("plain", found, table) is table
     text = tables.verdict(controls.answering("mine", found, table))

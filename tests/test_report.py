@@ -246,7 +246,8 @@ def test_the_time_of_a_sparsity_lies_between_those_measured():
          **({"removed_share": removed, "sparsity": {"prunable": 0.0, "model": 0.0}}
             if recipe in ("narrow", "shallow") else
             {"sparsity": {"prunable": removed, "model": removed}}),
-         "parameters": {}, "protocol": {"block_size": 128},
+         "parameters": {}, "protocol": {"name": "disjoint", "block_size": 128}, "study": "mine",
+         "data": {"name": "text", "sha256": "ab" * 32},
          "metrics": {"validation": scored(9), "test": scored(9)},
          "training": {"steps": 1, "tokens": 1, "seconds": 1},
          "model": {"name": "tiny", "parameters": 9, "prunable": 8}}

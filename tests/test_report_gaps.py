@@ -29,6 +29,7 @@ def run_of(recipe, seed=0, perplexity=20.0, asked=0.0, found=None, **p):
         "metrics": {split: scored(1.0) | {"perplexity": perplexity} for split in ("validation", "test")},
         "training": {"steps": 10, "tokens": 80, "seconds": 1.0},
         "model": {"name": "tiny", "parameters": 9, "prunable": 8},
+        "data": {"name": "text", "sha256": "ab" * 32},
         "protocol": {"name": "disjoint", "block_size": 32, "stride": 32, "joiner": ""},
     }  # fmt: skip
 

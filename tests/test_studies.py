@@ -263,6 +263,18 @@ def test_constraints_pin_every_dependency():
         assert {item.split(">=")[0] for item in group} <= pinned
 
 
+def test_a_text_that_changed_under_its_name_is_not_mixed_with_the_old_one():
+    p = {"study": "smoke", "seed": 0, "sparsity": 0.0, "data": "mine.txt"}
+    for recipe in ("dense", "control"):
+        run = records.open_run("01_baselines", p | {"recipe": recipe})
+        records.write(run, **measured())
+    run = records.open_run("01_baselines", p | {"recipe": "zero-shot"})
+    other = {"data": measured()["data"] | {"sha256": "cd" * 32}}
+    with pytest.raises(ParameterError, match="is not the text that control-seed0 of this study"):
+        records.write(run, **(measured() | other))
+    assert not run.record.exists()
+
+
 def test_a_run_made_with_another_text_is_not_built_upon():
     """Changing `data` but not the study name must not mix two texts."""
     p = {"study": "smoke", "recipe": "gradual", "seed": 0, "sparsity": 0.9, "init_from": "dense"}

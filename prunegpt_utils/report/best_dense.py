@@ -11,6 +11,7 @@ from prunegpt_utils.report.methods import method_label
 
 # runs of a group differ by their seeds alone
 GROUP = ["recipe", "requested", "neurons", "heads", "blocks"]
+BY_CHANCE = 0.01  # share of zeros below which nothing was pruned
 
 
 def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
@@ -57,8 +58,8 @@ def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
 def _candidates(table):
     """Trained runs of a whole base model: no zeros, no neurons, heads or layers gone."""
     largest = table.groupby("model")["size"].transform("max")
-    asked = (table[GROUP[1:]] == 0).all(axis=1)
-    return table[asked & (table.sparsity == 0) & (table.steps > 0) & (table["size"] == largest)]
+    asked = (table[GROUP[1:]] == 0).all(axis=1) & (table.sparsity < BY_CHANCE)
+    return table[asked & (table.steps > 0) & (table["size"] == largest)]
 
 
 def _budgets(table, candidates):
@@ -101,7 +102,7 @@ def small_models(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: of `frames.frame`, of which the rows are; `recipe` says here how much is gone, too.
     """
-    largest = table["size"].max()
+    largest = table.groupby("model")["size"].transform("max")
     asked = (table[GROUP[2:]] > 0).any(axis=1) | (table["size"] < largest)
     small = table[asked & (table.requested == 0) & (table.steps > 0) & table.test_ratio.notna()]
     small = small[small.total == small.budget]

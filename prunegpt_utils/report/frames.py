@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from prunegpt_utils.config import peak_lr, training_parameters
-from prunegpt_utils.report import best_dense
+from prunegpt_utils.report import best_dense, comparable
 from prunegpt_utils.report.methods import method_label, order
 from prunegpt_utils.report.statistics import half_width
 from prunegpt_utils.runs import study_files
@@ -47,11 +47,11 @@ def frame(
         (measured, of the block matrices, rounded to a tenth of a percent; where whole neurons or
         blocks are gone, the share of their weights), scope, criterion, model_sparsity, perplexity,
         test (of the validation and the test split), tokens, seconds, untaught (for a run with a
-        teacher, the name of the same run without one, None if there is none), model and size (of
-        the base model, and its weights that may be pruned), init_from, steps, total (with those of
-        the run it went on from) and best_step (of which the checkpoint was kept), lr (the peak
-        learning rate), tokens of both splits,
-        paired_half (half of the interval of `nll_gain_over_baseline`, nats), windows (losses of
+        teacher, the name of the same run without one, None if there is none), model (see
+        `comparable.base_models`), size (of the base model: its weights that may be pruned),
+        init_from, steps, total (with those of the runs it went on from) and best_step (of which the
+        checkpoint was kept), lr (the peak learning rate), tokens of both splits, paired_half (half
+        of the interval of `nll_gain_over_baseline`, nats), windows (losses of
         the test text by window of `window` tokens), fidelity, texts ({name: perplexity} of further
         texts), bytes16 (see `stored_bytes`, 2 bytes a value), and the columns of
         `best_dense.with_ratios`. What is published and missing travels along as attributes.
@@ -59,8 +59,8 @@ def frame(
     found = [record for record in records if record["notebook"] not in _OTHER_NOTEBOOKS]
     table = pd.DataFrame([_row(record) for record in found], columns=_COLUMNS)
     table["untaught"] = pd.Series(_untaught(found), dtype=object)
-    table["total"] = table.steps + _steps_before(table)
-    table["model"] = _base_models(records, table.model)
+    table["total"] = table.steps + pd.Series(comparable.steps_before(found), dtype=int)
+    table["model"] = pd.Series(comparable.base_models(found, records), dtype=object)
     table = best_dense.with_ratios(table)
     table["order"] = [order(*of) for of in zip(table.base_recipe, table["axes"], strict=True)]
     table["name"] = table.recipe.str.replace(r"\d+", lambda found: found[0].zfill(9), regex=True)
@@ -97,22 +97,6 @@ def _row(record):
         "texts": {name: float(each["metrics"]["perplexity"]) for name, each in texts},
         "bytes16": stored_bytes(record, 2),
     }  # fmt: skip
-
-
-def _steps_before(table):
-    """Steps of the runs that runs went on from, by the names of their recipes."""
-    steps = dict(zip(table.base_recipe, table.steps, strict=True))
-    steps |= dict(zip(table.recipe, table.steps, strict=True))
-    steps |= dict(zip(table.run, table.steps, strict=True))
-    return table.init_from.map(lambda name: steps.get(name, 0)).astype(int)
-
-
-def _base_models(records, models):
-    """Base model by name; one that the study pretrained beside its own stands for that one."""
-    made = {r["recipe"] for r in records if r["notebook"] == "00_pretraining"}
-    made |= {r["base_recipe"] for r in records if r["notebook"] == "00_pretraining"}
-    given = models[~models.isin(made)].mode()
-    return models.where(~models.isin(made), given.iloc[0]) if len(given) else models
 
 
 def _removed(record):
@@ -261,7 +245,7 @@ def stored_bytes(record: dict, width: int = 4) -> int:
 
     Values that are not zero, of `width` bytes each, and one bit for each weight of a pruned matrix,
     which says whether it is one: 4 (N - z) + M / 8 in float32, with N parameters, M of them
-    prunable, z of those zero. A model without zeros needs no bits: 4 N.
+    prunable, z of those zero. A model that was not pruned needs no bits: 4 N.
     """
     model, zeros = record["model"], _zeros(record)
     mask = math.ceil(model["prunable"] / 8) if zeros else 0
@@ -269,7 +253,9 @@ def stored_bytes(record: dict, width: int = 4) -> int:
 
 
 def _zeros(record):
-    return record["sparsity"]["prunable"] * record["model"]["prunable"]
+    """Weights that were pruned; a checkpoint in 4 bits has a few zeros by chance."""
+    share = record["sparsity"]["prunable"]
+    return share * record["model"]["prunable"] if share >= best_dense.BY_CHANCE else 0
 
 
 def training_flops(record: dict) -> float:
@@ -321,7 +307,7 @@ def _counts(record):
 
 
 def _time_at(share, kind, measured):
-    if share < 0.001:
+    if share < best_dense.BY_CHANCE:
         return 1.0
     points = sorted(
         (row["removed_share"], math.log(row["seconds_other"] / row["seconds_dense"]))

@@ -11,9 +11,9 @@ from prunegpt_utils.runs import expansion, paths, records, staleness, task_recor
 def adopt(study: str) -> dict[str, str]:
     """Copy published records, and task scores, to where the study's runs are made.
 
-    Left out are those that would be made again at once, because their code or parameters changed or
-    because they stand on a run that is to be made or was made here; and those on which such a run
-    stands, as what it needs is their model, which is not published. What is there already stays.
+    Left out are those that would be made again at once (see `staleness.outdated`) or stand on a run
+    that is to be made or was made here; and those on which such a run stands, as what it needs is
+    their model, which is not published. What was made here stays.
 
     Returns:
         {run: why it is to be made}, in the order of the plan; '' of one that is not published.
@@ -26,14 +26,16 @@ def adopt(study: str) -> dict[str, str]:
     published = {run: records.read(source / f"{run}.json") for run in plan}
     if not any(published.values()):
         raise ParameterError("study", study, "has no published records to go on from")
-    there = {run for run in plan if (target / f"{run}.json").exists()}
-    own = {run for run in there if not _same(source / f"{run}.json", target / f"{run}.json")}
-    known = {run: record for run, record in published.items() if record}
-    missing = _to_be_made(plan, known, there, own)
+    files = {run: (source / f"{run}.json", target / f"{run}.json") for run in plan}
+    own = {run for run, pair in files.items() if pair[1].exists() and not _same(*pair)}
+    known = {run: record for run, record in published.items() if record and run not in own}
+    missing = _to_be_made(plan, known, own)
+    for run in missing.keys() - own:  # of an earlier adoption; the published one stays
+        files[run][1].unlink(missing_ok=True)
     # what stands on others is written after them: Snakemake goes by the times of files
     needs = {run: spec.depends_on for run, spec in plan.items()}
     for run in graphlib.TopologicalSorter(needs).static_order():
-        if run in there or run in missing or run not in plan:
+        if run in own or run in missing or run not in plan:
             continue
         scores = task_records.beside(source), task_records.beside(target)
         for old, new in ((source, target), scores):
@@ -47,24 +49,18 @@ def _same(one, other):
     return one.exists() and one.read_bytes() == other.read_bytes()
 
 
-def _to_be_made(plan, published, there, own):
-    """{run: why} of those that are neither there nor will do as they are published.
-
-    Of those that are there, `own` are not the published ones.
-    """
-    missing = {run: "" for run in plan if run not in there and run not in published}
-    for run in published.keys() - there:
-        if why := next(staleness.changes(published[run], plan[run]), None):
-            missing[run] = why
+def _to_be_made(plan, published, own):
+    """{run: why} of those that were not made here and will not do as they are published."""
+    missing = {run: "" for run in plan if run not in own and run not in published}
+    missing |= staleness.outdated_among(plan, published)
     before = -1
     while before != len(missing):  # up and down the links, until nothing is added
         before = len(missing)
-        for run, spec in plan.items():
-            for need in spec.depends_on:
-                if need in missing and run not in there:
-                    missing.setdefault(run, f"{need} is made anew")
-                if need in own and run not in there:
-                    missing.setdefault(run, f"{need} was made here")
-                if run in missing and need not in there:
-                    missing.setdefault(need, f"{run} needs its model")
+        for run, need in ((run, need) for run, spec in plan.items() for need in spec.depends_on):
+            if need in missing and run not in own:
+                missing.setdefault(run, f"{need} is made anew")
+            if need in own and run not in own:
+                missing.setdefault(run, f"{need} was made here")
+            if run in missing and need not in own:
+                missing.setdefault(need, f"{run} needs its model")
     return missing

@@ -108,11 +108,21 @@ def write(run: Run, **content: Any) -> dict:
     })  # fmt: skip
     for problem in schema.problems(record):
         raise ParameterError("record", run.record.name, problem)
+    _check_text(run, record)
     if processes().is_main_process:
         put(run.record, record)
         activity.end(run.activity)
         trainings.trim()
     return record
+
+
+def _check_text(run, record):
+    """Raise unless all runs of the study that read a text of this name read the same."""
+    for other in map(read, sorted(run.record.parent.glob("*.json"))):
+        theirs = other and other["parameters"].get("data") == run.parameters.get("data")
+        if theirs and other["data"]["sha256"] != record["data"]["sha256"]:
+            allowed = f"is not the text that {other['run']} of this study read"
+            raise ParameterError("data", record["data"]["name"], f"{allowed}; choose another study")
 
 
 def trained_as(record: dict) -> str:

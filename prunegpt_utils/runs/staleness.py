@@ -3,26 +3,34 @@
 import collections
 import graphlib
 import importlib.metadata
+import platform
 from collections.abc import Iterator
 
 from prunegpt_utils.runs import expansion, paths, records, study_files
 
 _PACKAGES = ("torch", "transformers")
+_DOCUMENTATION = ("pydocs", "pydocs-small")  # texts that are those of the interpreter
 
 
 def outdated(study: str) -> dict[str, str]:
     """{run: why} of the planned runs that have a record and are to be made again.
 
     They are made again if their parameters, the code of their notebook or of a module that it uses
-    (see `provenance`) changed since, or if a run that they stand on is made again or was. A record
-    that does not say by which code it was made, as those of earlier versions, is kept; so is one
-    that was made with other versions of packages, see `other_versions`.
+    (see `provenance`), or the Python whose documentation they read changed since, or if a run that
+    they stand on is made again or was. A record that does not say by which code it was made, as
+    those of earlier versions, is kept; so is one that was made with other versions of packages, see
+    `other_versions`.
 
     Raises:
         ParameterError: a record does not read.
     """
-    plan, found = expansion.plan(study), {}
-    known = _records(study, plan)
+    plan = expansion.plan(study)
+    return outdated_among(plan, _records(study, plan))
+
+
+def outdated_among(plan: dict[str, expansion.RunSpec], known: dict[str, dict]) -> dict[str, str]:
+    """The same of the records that are `known` by the names of their runs."""
+    found: dict[str, str] = {}
     needs = {name: spec.depends_on for name, spec in plan.items()}
     for name in graphlib.TopologicalSorter(needs).static_order():
         if name in known:
@@ -69,13 +77,16 @@ def _records(study, plan):
 
 
 def changes(record: dict, spec: expansion.RunSpec) -> Iterator[str]:
-    """What a run would be given now and was not: parameters, code, criteria, in words."""
+    """What a run would be given now and was not: parameters, code, text, criteria, in words."""
     given = study_files.default_parameters(spec.notebook) | spec.parameters
     was = record["parameters"]
     if changed := [key for key, value in given.items() if was.get(key, value) != value]:
         yield f"parameters changed: {', '.join(changed)}"
     if code := code_changes(record.get("code"), study_files.code_of(spec.notebook)):
         yield code
+    python = record["environment"]["python"]
+    if given.get("data") in _DOCUMENTATION and python != platform.python_version():
+        yield f"its text is the documentation of Python {python}"
     if own := record["environment"].get("own_criteria"):
         from prunegpt_utils.criteria import OWN  # imports torch
 
