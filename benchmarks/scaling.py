@@ -101,7 +101,8 @@ def draw(record):
         panel.yaxis.set_minor_locator(NullLocator())
         panel.yaxis.set_major_formatter(EngFormatter(unit, places=0))
         across, up = found["axes"]
-        panel.set(title=f"slope {found['value']:.2f}", xlabel=across, ylabel=up)
+        panel.set_title(f"{up}: slope {found['value']:.2f}", fontsize=10.5)
+        panel.set_xlabel(across)
     figure.tight_layout()
     return figure
 

@@ -48,7 +48,8 @@ def fidelity_by_sparsity(table: pd.DataFrame) -> Figure | None:
             (left, floor.kl, "--"), (right, floor[_TO_WRONG], "--"), (right, floor[_TO_RIGHT], ":")
         ):  # fmt: skip
             axes.axhline(level, color=INK, linestyle=dashes, lw=1.2, zorder=1)
-        left.text(0.01, floor.kl * 1.05, "two dense models of different seeds", fontsize=9.5)
+        words, box = "two dense models of different seeds", {"fc": "white", "ec": "none", "pad": 1}
+        left.text(0.01, floor.kl * 1.06, words, fontsize=9.5, bbox=box)
     right.set_ylim(0, None)
     legend(left, fontsize=9.5, loc="upper left", bbox_to_anchor=(0.0, 0.97))
     kinds = {"-": "right in the dense model, wrong here", ":": "wrong there, right here"}

@@ -100,12 +100,15 @@ COSTS = {  # column of `frames.costs` -> (unit, label of the axis, title, what t
 def perplexity_by_cost(costs: pd.DataFrame, cost: str, split: str = "validation") -> Figure | None:
     """What compression costs: perplexity (log) against bytes or time, what nothing beats ringed.
 
+    Models that were cut and not retrained are left out.
+
     Args:
         costs: of `frames.costs`.  cost: key of `COSTS`.  split: validation or test.
     """
     unit, xlabel, title, better = COSTS[cost]
     levels = costs.test if split == "test" else costs.perplexity
     costs = costs.assign(x=costs[cost] / unit, perplexity=levels)
+    costs = costs[costs.base_recipe != "one-shot"]  # beside which nothing else could be told apart
     costs = costs[np.isfinite(costs.x.astype(float)) & np.isfinite(costs.perplexity.astype(float))]
     if costs.empty:
         return left_out(f"perplexity against {cost}", "these records hold no run with both")
@@ -217,7 +220,9 @@ def criteria_curves(curves: pd.DataFrame) -> Figure | None:
         for scope, rows in curves[curves.criterion == criterion].groupby("scope"):
             style = (f"{label}, {_RANKED.get(scope, scope)}", *look)
             each = {} if scope == "global" else {"linestyle": "--", "markerfacecolor": "white"}
-            _line(axes, rows.groupby("sparsity").perplexity.mean(), style, **each)
+            curve = rows.groupby("sparsity").perplexity.mean()
+            each |= {"linestyle": "none"} if len(curve) < 3 else {}  # a cut, and no curve
+            _line(axes, curve, style, **each)
     title = "Cut once, nothing retrained"
     log_axes(axes, percent=True, xlabel=SPARSITY, ylabel=PERPLEXITY, title=title)
     legend(axes, fontsize=9.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
