@@ -7,9 +7,10 @@ from itertools import product
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from prunegpt_utils.protocols import exp
-from prunegpt_utils.report.figure_files import log_axes
+from prunegpt_utils.report.figure_files import INK, log_axes
 from prunegpt_utils.report.methods import CRITERIA, TEXT_LABELS
 from prunegpt_utils.report.statistics import half_width, with_interval
 
@@ -151,21 +152,24 @@ def ratio_curves(rows: pd.DataFrame, text: str, title: str) -> Figure:
             of a model that lacks it, those of its own text.
     """
     figure, axes = plt.subplots(figsize=(7.6, 4.8))
-    for model, dashes in zip(rows.model.unique(), ("-", "--"), strict=False):
+    kinds, models = {}, dict(zip(rows.model.unique(), ("-", "--"), strict=False))
+    for model, dashes in models.items():
         mine = rows[(rows.model == model) & ~rows.scope.str.contains(":")]
         mine = mine[mine.text == (text if (mine.text == text).any() else OWN)]
         for criterion in dict.fromkeys([*CRITERIA, *mine.criterion]):
             label, colour, marker = CRITERIA.get(criterion, (criterion, "#000000", "P"))
             for scope, group in mine[mine.criterion == criterion].groupby("scope"):
                 curve = group.groupby("sparsity").nats.mean().map(exp)
-                axes.plot(
-                    curve, marker=marker, color=colour, linestyle=dashes, markersize=6.5,
-                    markerfacecolor=colour if scope == "global" else "white",
-                    label=f"{label}, {scope}, {model}",
-                )  # fmt: skip
+                face = colour if scope == "global" else "white"
+                look = {"marker": marker, "color": colour, "markersize": 6.5, "mfc": face}
+                over = 2 + (len(curve) == 1)  # a single mark is not hidden by a line
+                axes.plot(curve, ls=dashes, label=f"{label}, {scope}, {model}", zorder=over, **look)
+                kinds[f"{label}, {scope}"] = Line2D([], [], ls="", **look)
     log_axes(
         axes, percent=True, xlabel="sparsity of the block matrices", title=title,
         ylabel="perplexity, 1 = before the cut",
     )  # fmt: skip
-    axes.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    kinds |= {str(model): Line2D([], [], color=INK, ls=dashes) for model, dashes in models.items()}
+    place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    axes.legend(kinds.values(), kinds.keys(), fontsize=8.5, **place)
     return figure
