@@ -104,7 +104,7 @@ def test_zeros_from_scratch_are_those_asked_for(runs_folder):
     drawn = run_of("scratch-random-s50-seed0", folder)
     for record in (taken, drawn):
         assert record["sparsity"]["prunable"] == 0.5 == record["sparsity"]["requested"]
-    assert len(list((folder / "cache").glob("package-docs-*.json"))) == 1
+    assert len(list((folder / "cache").rglob("package-docs-*.json"))) == 1
 
 
 def test_blocks_of_a_llama_go_too(tmp_path):

@@ -214,3 +214,15 @@ def test_rerun_says_what_is_not_as_it_was(study, monkeypatch, capsys):
     assert "  precision: not recorded then, bf16 now" in lines
     assert f"  torch: 1.0 then, {new['environment']['torch']} now" in lines
     assert "  code of losses changed since" in lines
+
+
+def test_texts_and_tokens_that_other_code_made_are_not_read(monkeypatch):
+    run = records.Run("01_baselines", {"study": "mine", "recipe": "dense", "seed": 0})
+    before = run.cache
+    assert before.parent == paths.study_folder("mine") / "cache" and run.cache == before
+    known = provenance._module  # as if `tokenization` alone had been edited
+    monkeypatch.setattr(
+        provenance, "_module",
+        lambda name: ("edited", known(name)[1]) if name == "tokenization" else known(name),
+    )  # fmt: skip
+    assert run.cache != before

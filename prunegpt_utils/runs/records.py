@@ -15,6 +15,7 @@ from typing import Any
 
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.files import atomic_path
+from prunegpt_utils.provenance import code_hash, module_hashes
 from prunegpt_utils.runs import activity, expansion, paths, schema, study_files, trainings
 
 TIME = "%Y-%m-%dT%H:%M:%SZ"  # in UTC
@@ -41,7 +42,9 @@ class Run:
 
     @property
     def cache(self) -> Path:
-        return self.folder / "cache"
+        """Folder of texts, tokens and teachers' states that the code of today makes."""
+        makers = module_hashes("from prunegpt_utils import corpora, teacher_cache, tokenization")
+        return self.folder / "cache" / code_hash(repr(makers))
 
     @property
     def label(self) -> str:
