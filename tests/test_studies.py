@@ -270,7 +270,7 @@ def test_a_text_that_changed_under_its_name_is_not_mixed_with_the_old_one():
         records.write(run, **measured())
     run = records.open_run("01_baselines", p | {"recipe": "zero-shot"})
     other = {"data": measured()["data"] | {"sha256": "cd" * 32}}
-    with pytest.raises(ParameterError, match="is not the text that control-seed0 of this study"):
+    with pytest.raises(ParameterError, match="is not the text that control-seed0 read"):
         records.write(run, **(measured() | other))
     assert not run.record.exists()
 

@@ -44,8 +44,7 @@ def steps_before(records: Sequence[dict]) -> list[int]:
     """
     keys = ("base_recipe", "recipe", "run")
     known = {(record["study"], record[key]): record for key in keys for record in records}
-    studies = {study for study, _ in known}
-    resolve = {study: resolver(study_files.load_or_empty(study)) for study in studies}
+    resolve = {s: resolver(study_files.load_or_empty(s)) for s in {r["study"] for r in records}}
 
     def earlier(record):
         name, study = record["parameters"].get("init_from"), record["study"]

@@ -100,10 +100,9 @@ COSTS = {  # column of `frames.costs` -> (unit, label of the axis, title, what t
 def perplexity_by_cost(costs: pd.DataFrame, cost: str, split: str = "validation") -> Figure | None:
     """What compression costs: perplexity (log) against bytes or time, what nothing beats ringed.
 
-    Models that were cut and not retrained are left out.
-
     Args:
-        costs: of `frames.costs`.  cost: key of `COSTS`.  split: validation or test.
+        costs: of `frames.costs`; models that were cut and not retrained are left out.
+        cost: key of `COSTS`.  split: validation or test.
     """
     unit, xlabel, title, better = COSTS[cost]
     levels = costs.test if split == "test" else costs.perplexity
@@ -136,6 +135,10 @@ def perplexity_by_cost(costs: pd.DataFrame, cost: str, split: str = "validation"
     low, last = 0.85 * costs.perplexity.min(), costs.x.max()  # room for the labels
     log_axes(axes, xlabel=xlabel, ylabel=f"{split} perplexity", title=title, ylim=(low, None))
     axes.set_xlim(-0.03 * last, 1.1 * last)
+    if cost == "weights":  # most models are near the origin
+        axes.set(xscale="log", xlim=(0.75 * costs.x.min(), 1.3 * last))
+        plain_log_axis(axes.xaxis)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # each once
     beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(named) > 5 else {}
     axes.legend(named.values(), named.keys(), fontsize=9, **beside)

@@ -33,9 +33,8 @@ def override(study: str, name: str, changes: str) -> Path:
         if expansion.plan_of(content, f"SET {change}") == before:
             raise ParameterError("SET", change, f"changes no run of {study}")
     planned = expansion.plan_of(content, study).values()
-    if epochs := "steps=" in changes and max(run.parameters.get("epochs", 0.0) for run in planned):
-        allowed = f"sets steps where a run counts {epochs:g} epochs instead; add epochs=0"
-        raise ParameterError("SET", changes, allowed)
+    if "steps=" in changes and any(run.parameters.get("epochs") for run in planned):
+        raise ParameterError("SET", changes, "sets steps where epochs are counted; add epochs=0")
     content = json.loads(json.dumps(content)) | {"study": name}  # plain, no part shared
     path = paths.study_folder(name) / "study.yaml"
     shipped = (paths.ROOT / "studies" / f"{name}.yaml").exists()

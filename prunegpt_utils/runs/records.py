@@ -122,10 +122,10 @@ def write(run: Run, **content: Any) -> dict:
 def _check_text(run, record):
     """Raise unless all runs of the study that read a text of this name read the same."""
     for other in map(read, sorted(run.record.parent.glob("*.json"))):
-        theirs = other and other["parameters"].get("data") == run.parameters.get("data")
-        if theirs and other["data"]["sha256"] != record["data"]["sha256"]:
-            allowed = f"is not the text that {other['run']} of this study read"
-            raise ParameterError("data", record["data"]["name"], f"{allowed}; choose another study")
+        alike = other and other["parameters"].get("data") == run.parameters.get("data")
+        if alike and other["data"]["sha256"] != record["data"]["sha256"]:
+            allowed = f"is not the text that {other['run']} read; choose another study name"
+            raise ParameterError("data", record["data"]["name"], allowed)
 
 
 def trained_as(record: dict) -> str:

@@ -28,7 +28,7 @@ def outdated(study: str) -> dict[str, str]:
     return outdated_among(plan, _records(study, plan))
 
 
-def outdated_among(plan: dict[str, expansion.RunSpec], known: dict[str, dict]) -> dict[str, str]:
+def outdated_among(plan: dict, known: dict[str, dict]) -> dict[str, str]:
     """The same of the records that are `known` by the names of their runs."""
     found: dict[str, str] = {}
     needs = {name: spec.depends_on for name, spec in plan.items()}
