@@ -42,9 +42,8 @@ class Run:
 
     @property
     def cache(self) -> Path:
-        """Folder of texts, tokens and teachers' states that the code of today makes."""
         makers = module_hashes("from prunegpt_utils import corpora, teacher_cache, tokenization")
-        return self.folder / "cache" / code_hash(repr(makers))
+        return self.folder / "cache" / code_hash(repr(makers))  # what other code made is not read
 
     @property
     def label(self) -> str:
