@@ -88,6 +88,7 @@ def test_a_wrong_change_writes_nothing(runs_folder, name, changes, message):
 def test_steps_are_not_set_where_epochs_count(runs_folder):
     with pytest.raises(ParameterError, match="sets steps where epochs are counted; add epochs=0"):
         overrides.override("wikitext-2", "short", "steps=7")
+    overrides.override("wikitext-2", "larger", "gradient_accumulation_steps=2")
     overrides.override("wikitext-2", "short", "steps=7 epochs=0")
     planned = expansion.plan("short").values()
     assert {run.parameters.get("epochs", 0) for run in planned} == {0}

@@ -264,7 +264,7 @@ def test_constraints_pin_every_dependency():
 
 
 def test_a_text_that_changed_under_its_name_is_not_mixed_with_the_old_one():
-    p = {"study": "smoke", "seed": 0, "sparsity": 0.0, "data": "mine.txt"}
+    p = {"study": "by-hand", "seed": 0, "sparsity": 0.0, "data": "mine.txt"}
     for recipe in ("dense", "control"):
         run = records.open_run("01_baselines", p | {"recipe": recipe})
         records.write(run, **measured())
@@ -273,6 +273,21 @@ def test_a_text_that_changed_under_its_name_is_not_mixed_with_the_old_one():
     with pytest.raises(ParameterError, match="is not the text that control-seed0 read"):
         records.write(run, **(measured() | other))
     assert not run.record.exists()
+
+
+def test_a_planned_run_reads_the_text_of_those_that_it_stands_on():
+    """The others may still have records of the old text when all of a study is made again."""
+    p, other = {"study": "smoke", "seed": 0, "sparsity": 0.0, "data": "pydocs"}, measured()
+    other["data"] |= {"sha256": "cd" * 32}
+    for recipe in ("dense", "control"):
+        run = records.open_run("01_baselines", p | {"recipe": recipe})
+        records.write(run, **measured())
+    assert run.planned.depends_on == ("dense-seed0",)
+    with pytest.raises(ParameterError, match="is not the text that dense-seed0 read"):
+        records.write(run, **other)
+    for recipe in ("dense", "control"):
+        run = records.open_run("01_baselines", p | {"recipe": recipe})
+        assert records.write(run, **other)["data"] == other["data"]
 
 
 def test_a_run_made_with_another_text_is_not_built_upon():

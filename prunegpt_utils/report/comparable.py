@@ -42,8 +42,7 @@ def steps_before(records: Sequence[dict]) -> list[int]:
 
     Which they are is what the study file says; without one, what is named so.
     """
-    keys = ("base_recipe", "recipe", "run")
-    known = {(record["study"], record[key]): record for key in keys for record in records}
+    known = {(r["study"], r[key]): r for key in ("base_recipe", "recipe", "run") for r in records}
     resolve = {s: resolver(study_files.load_or_empty(s)) for s in {r["study"] for r in records}}
 
     def earlier(record):

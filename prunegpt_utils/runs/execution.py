@@ -73,13 +73,11 @@ def model_of(ref: str, p: dict) -> str | Path:
     """The model that a parameter names, or `model` if it is empty: a folder, or a name to load."""
     ref = ref if p[ref] else "model"
     record = require(ref, p)
-    if record is None:
-        return p[ref]
-    folder = paths.study_folder(p["study"]) / "models" / record["run"]
-    if not folder.exists():
+    folder = paths.study_folder(p["study"]) / "models" / record["run"] if record else None
+    if folder and not folder.exists():
         allowed = f"names {record['run']}, of which only the record is here; `make adopt` once more"
         raise ParameterError(ref, p[ref], f"{allowed} sees to it that the model is made")
-    return folder
+    return folder or p[ref]
 
 
 def download(study: str) -> None:

@@ -33,7 +33,8 @@ def override(study: str, name: str, changes: str) -> Path:
         if expansion.plan_of(content, f"SET {change}") == before:
             raise ParameterError("SET", change, f"changes no run of {study}")
     planned = expansion.plan_of(content, study).values()
-    if "steps=" in changes and any(run.parameters.get("epochs") for run in planned):
+    sets_steps = " steps=" in f" {changes}".replace(".", " ")  # of all recipes, or of one
+    if sets_steps and any(run.parameters.get("epochs") for run in planned):
         raise ParameterError("SET", changes, "sets steps where epochs are counted; add epochs=0")
     content = json.loads(json.dumps(content)) | {"study": name}  # plain, no part shared
     path = paths.study_folder(name) / "study.yaml"

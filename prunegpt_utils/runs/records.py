@@ -119,8 +119,10 @@ def write(run: Run, **content: Any) -> dict:
 
 
 def _check_text(run, record):
-    """Raise unless all runs of the study that read a text of this name read the same."""
-    for other in map(read, sorted(run.record.parent.glob("*.json"))):
+    """Raise unless what a run stands on, or all of a study without a plan, read the same text."""
+    there = (file.stem for file in run.record.parent.glob("*.json"))
+    names = run.planned.depends_on if run.planned else there  # others may be yet to be made again
+    for other in (read(run.record.with_stem(name)) for name in sorted(names)):
         alike = other and other["parameters"].get("data") == run.parameters.get("data")
         if alike and other["data"]["sha256"] != record["data"]["sha256"]:
             allowed = f"is not the text that {other['run']} read; choose another study name"

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from prunegpt_utils.runs import expansion, paths, records, study_files
 
 _PACKAGES = ("torch", "transformers")
-_DOCUMENTATION = ("pydocs", "pydocs-small")  # texts that are those of the interpreter
 
 
 def outdated(study: str) -> dict[str, str]:
@@ -85,7 +84,7 @@ def changes(record: dict, spec: expansion.RunSpec) -> Iterator[str]:
     if code := code_changes(record.get("code"), study_files.code_of(spec.notebook)):
         yield code
     python = record["environment"]["python"]
-    if given.get("data") in _DOCUMENTATION and python != platform.python_version():
+    if given.get("data") in ("pydocs", "pydocs-small") and python != platform.python_version():
         yield f"its text is the documentation of Python {python}"
     if own := record["environment"].get("own_criteria"):
         from prunegpt_utils.criteria import OWN  # imports torch
