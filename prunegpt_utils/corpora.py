@@ -28,6 +28,8 @@ from prunegpt_utils.splits import (
 
 JOINER = "\n\n"  # between documents, as in the usual WikiText protocol
 _FORMATS = (".txt", ".jsonl", ".parquet")
+# What a notebook's kernel puts its own in place of: without these, a text is everywhere the same.
+_REPLACED = {("builtins", "input"), ("faulthandler", "enable"), ("faulthandler", "register")}
 
 
 @dataclass
@@ -191,8 +193,9 @@ def _compiled_docstrings(name):
     """Docstrings of a module without source (`builtins`, `math`, ...) and of what it holds."""
     module = importlib.import_module(name)
     texts = [module.__doc__]
-    for _, thing in sorted(vars(module).items()):
-        if getattr(thing, "__module__", None) == name and callable(thing):
+    for member, thing in sorted(vars(module).items()):
+        own = getattr(thing, "__module__", None) == name and (name, member) not in _REPLACED
+        if own and callable(thing):
             texts.append(inspect.getdoc(thing))
             if inspect.isclass(thing):
                 texts += [inspect.getdoc(member) for _, member in sorted(vars(thing).items())]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunegpt_utils.errors import ParameterError
@@ -41,14 +40,14 @@ class Reading:
 
     Attributes:
         model: that has read it.
-        states: last hidden states, shape (scored tokens, width), each that from which the token of
-            `labels` is predicted; on the model's device, in the order of the text.
+        hidden_states: the last ones, shape (scored tokens, width), each that from which the token
+            of `labels` is predicted; on the model's device, in the order of the text.
         labels: int64, shape (scored tokens,).
         scored: the losses of these predictions.
     """
 
     model: PreTrainedModel
-    states: torch.Tensor
+    hidden_states: torch.Tensor
     labels: torch.Tensor
     scored: TokenLosses
 
@@ -107,9 +106,9 @@ def read(
     text, spans = _windows_of(tokens, split, block_size, protocol, stride)
     with inference_mode(model):
         parts = zip(*_predictions(model, text.ids, spans, batch), strict=True)
-        states, labels = map(torch.cat, parts)
-        losses = _nll(states, lm_head(model), labels)
-    return Reading(model, states, labels, _token_losses(losses, text, protocol))
+        hidden_states, labels = map(torch.cat, parts)
+        losses = _nll(hidden_states, lm_head(model), labels)
+    return Reading(model, hidden_states, labels, _token_losses(losses, text, protocol))
 
 
 def _windows_of(tokens, split, block_size, protocol, stride):
@@ -203,6 +202,8 @@ def paired_window_difference(
 
 def _interval(means, tokens, window, draws, seed):
     """Mean over all tokens, and its interval by the windows that are whole."""
+    from scipy.stats import bootstrap  # half a second, for who needs an interval
+
     whole = tokens // window
     sizes = np.diff([*range(0, tokens, window), tokens])
     found = bootstrap(

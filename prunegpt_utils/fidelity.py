@@ -36,7 +36,8 @@ def compare(model: Reading, reference: Reading, chunk: int = 256) -> dict:
         raise ParameterError("reference", shown, f"must be the {len(model.labels)} of the model")
     with inference_mode(model.model), inference_mode(reference.model):
         heads = lm_head(model.model), lm_head(reference.model)
-        chunks = (each.split(chunk) for each in (model.states, reference.states, model.labels))
+        tensors = model.hidden_states, reference.hidden_states, model.labels
+        chunks = (each.split(chunk) for each in tensors)
         parts = [
             token_fidelity(logits(ours, heads[0]), logits(theirs, heads[1]), labels)
             for ours, theirs, labels in zip(*chunks, strict=True)

@@ -1,10 +1,12 @@
 import json
 import random
 
+import nbformat
 import pandas as pd
 import pytest
 import torch
 from conftest import WIKITEXT
+from nbclient import NotebookClient
 
 from prunegpt_utils import corpora, modeling, tokenization
 from prunegpt_utils.errors import ParameterError
@@ -33,6 +35,16 @@ def test_pydocs_splits_share_no_document(tmp_path):
     assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
     assert sum(len(text) for text in corpus.splits["train"]) > 1_000_000
     assert "list" in corpus.text("train") and corpora.load_text("pydocs", tmp_path) == corpus
+
+
+def test_pydocs_is_the_same_text_in_a_notebook(tmp_path):
+    """A notebook's kernel has an `input` and a `faulthandler.enable` of its own."""
+    code = "from prunegpt_utils import corpora; print(corpora.load_text('pydocs', '.').sha256)"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    resources = {"metadata": {"path": str(tmp_path)}}
+    done = NotebookClient(notebook, kernel_name="python3", resources=resources).execute()
+    said = done.cells[0].outputs[0].text.strip()
+    assert said == corpora.load_text("pydocs", tmp_path / "here").sha256
 
 
 def write(folder, kind):

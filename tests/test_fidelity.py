@@ -80,7 +80,7 @@ def test_a_reading_scores_a_text_as_it_is_scored_without_one(model, ids, protoco
     found = evaluation.read(model, text, "test", 32, protocol)
     torch.testing.assert_close(found.scored.losses, plain.losses, rtol=1e-6, atol=1e-6)
     assert evaluation.metrics(found.scored) == pytest.approx(evaluation.metrics(plain))
-    assert found.states.shape == (len(plain.losses), 16)
+    assert found.hidden_states.shape == (len(plain.losses), 16)
     parts = [ids[:490]] if protocol == "strided" else ids[:490].split(32)
     assert torch.equal(found.labels, torch.cat([part[1:] for part in parts]))
 

@@ -9,7 +9,7 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,24 +77,6 @@ def score_tasks(
 def fastest_batch(model: PreTrainedModel) -> int:
     """Sequences at once: on a CPU more cost more than they save, as LAMBADA's are long."""
     return 8 if model.device.type == "cpu" else 64
-
-
-def paired_difference(first: Mapping, second: Mapping) -> dict[str, float]:
-    """How much more often the second model is right than the first, item by item, with its 95 %.
-
-    The normal interval of the mean of paired differences.
-
-    Args:
-        first, second: results of one task, as `score_tasks` returns them.
-
-    Raises:
-        ParameterError: the two were not scored on the same items.
-    """
-    if first["sha256"] != second["sha256"] or "correct" not in first:
-        raise ParameterError("tasks", second["sha256"][:12], "was not scored on the same items")
-    before, after = (np.array(list(map(int, each["correct"]))) for each in (first, second))
-    mean, error = float(np.mean(after - before)), _stderr(after - before)
-    return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
 
 
 def _load(names, samples, seed):
