@@ -197,10 +197,10 @@ def test_what_is_not_known_of_a_chain_is_not_counted(runs_folder):
 @pytest.mark.parametrize(
     ("left_out", "drawn"),
     [
-        ((), {"rates", "weights", "bytes16", "compute"}),
-        (("control", "gradual"), {"rates", "weights", "bytes16", "compute"}),
+        ((), {"rates", "weights", "bytes16", "time", "compute"}),
+        (("control", "gradual"), {"rates", "weights", "bytes16", "time", "compute"}),
         (("control", "gradual", "dense-distilled", "gradual-distilled", "narrow-distilled"),
-         {"weights", "bytes16", "compute"}),
+         {"weights", "bytes16", "time", "compute"}),
     ],
 )  # fmt: skip
 def test_the_notebook_reads_all_or_part_of_the_study(runs_folder, left_out, drawn):

@@ -234,7 +234,12 @@ def test_the_pareto_front_is_what_nothing_beats(built):
 
 
 def test_the_time_of_a_sparsity_lies_between_those_measured():
-    shares = [("sparse", 0.5, 1.0), ("sparse", 0.9, 0.25), ("narrow", 0.33, 0.5)]
+    shares = [
+        ("sparse", 0.5, 1.0),
+        ("sparse", 0.9, 0.25),
+        ("narrow", 0.33, 0.5),
+        ("small", 0.75, 0.2),
+    ]
     speed = {"seconds_by_share": [
         {"kind": kind, "removed_share": removed, "use": use, "seconds_dense": 2.0,
          "seconds_other": 2.0 * share}
@@ -244,7 +249,7 @@ def test_the_time_of_a_sparsity_lies_between_those_measured():
         {"notebook": "09_structured" if "narrow" in recipe else "02_pruning", "recipe": recipe,
          "base_recipe": recipe, "axes": {}, "run": f"{recipe}-{removed}", "seed": 0,
          **({"removed_share": removed, "sparsity": {"prunable": 0.0, "model": 0.0}}
-            if recipe in ("narrow", "shallow") else
+            if recipe in ("narrow", "shallow", "small") else
             {"sparsity": {"prunable": removed, "model": removed}}),
          "parameters": {}, "protocol": {"name": "disjoint", "block_size": 128}, "study": "mine",
          "data": {"name": "text", "sha256": "ab" * 32},
@@ -252,11 +257,14 @@ def test_the_time_of_a_sparsity_lies_between_those_measured():
          "training": {"steps": 1, "tokens": 1, "seconds": 1},
          "model": {"name": "tiny", "parameters": 9, "prunable": 8}}
         for recipe, removed in [("control", 0.0), ("gradual", 0.5), ("gradual", 0.7), ("gradual", 0.95),
-                             ("narrow", 0.333), ("shallow", 0.667)]
+                             ("narrow", 0.333), ("shallow", 0.667), ("small", 0.75)]
     ]  # fmt: skip
     speed |= {"notebook": "04_size_and_speed", "run": "size-and-speed"}
     costs = frames.costs([*found, speed]).set_index(["recipe", "sparsity"]).time
+    elsewhere = frames.costs(found, speeds=frames.measured_speeds([speed]))
+    pd.testing.assert_series_equal(elsewhere.set_index(["recipe", "sparsity"]).time, costs)
     assert costs["control", 0.0] == 1 and costs["narrow", 0.333] == pytest.approx(0.5)
+    assert costs["small", 0.0] == pytest.approx(0.2), "nothing of it is gone, but of its size"
     assert costs["gradual", 0.5] == 1 and costs["gradual", 0.7] == pytest.approx(0.5)
     assert math.isnan(costs["gradual", 0.95])
     assert math.isnan(costs["shallow", 0.667]), "nobody measured a model of fewer blocks"

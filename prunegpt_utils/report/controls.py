@@ -8,7 +8,7 @@ import pandas as pd
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.report import forgetting, tables
 from prunegpt_utils.report.best_dense import GROUP, chosen_on_validation
-from prunegpt_utils.report.frames import PRETRAINED_SMALL, costs, frame
+from prunegpt_utils.report.frames import PRETRAINED_SMALL, costs, frame, measured_speeds
 from prunegpt_utils.report.methods import order, style_of
 from prunegpt_utils.report.statistics import half_width
 from prunegpt_utils.runs import records, study_files
@@ -139,6 +139,7 @@ def compared(
     """`frames.costs` of each recipe at the learning rate that validation chose for it.
 
     Args:
+        found: records; where one of notebook 04 is among them, with what it says of time.
         total: steps of the runs that are compared, those of the run they went on from included;
             None compares all, each number of steps by itself.
         flops: see `frames.costs`.
@@ -147,7 +148,8 @@ def compared(
     trained = table[(table.total == total) if total else (table.steps > 0)]
     trained = trained.assign(variant=list(map(_variant, trained.base_recipe, trained["axes"])))
     best = chosen_on_validation(trained, ["variant", "size", "total", *GROUP[1:]])
-    parts = [costs([_without_rate(r) for r in found if r["run"] in set(runs.run)], flops)
+    speeds = measured_speeds(found)
+    parts = [costs([_without_rate(r) for r in found if r["run"] in set(runs.run)], flops, speeds)
              for _, runs in best.groupby(["total", "size"])]  # fmt: skip
     rows = pd.concat(parts, ignore_index=True) if parts else costs([])
     places = rows.base_recipe.map(lambda name: order(name)[0])

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -264,20 +264,25 @@ def training_flops(record: dict) -> float:
     return float(sum(flops.values())) if flops else math.nan
 
 
-def costs(records: list[dict], flops: Mapping[str, float] | None = None) -> pd.DataFrame:
+def costs(
+    records: list[dict], flops: Mapping[str, float] | None = None,
+    speeds: list[dict] | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Perplexity, bytes and time, a row a recipe and sparsity, means over seeds.
 
     Args:
         flops: {run: operations of all that it stands on}, NaN for a run that is not in it; None
             counts its own training alone.
+        speeds: rows of `seconds_by_share` of notebook 04; None takes those of `records`.
 
     Returns:
         DataFrame with recipe, base_recipe, axes, label, sparsity, perplexity and test; seeds and
         test_half_width (of the 95 % interval over them); bytes and bytes16 (see `stored_bytes`, of
-        4 and of 2 bytes a value), weights (of the blocks, not zero), zeros, flops (see
-        `training_flops`) and time: that of writing a token, as a fraction of the dense model's, for
-        a model of the shape that notebook 04 measured with as large a share of its weights removed
-        (interpolated on a logarithmic scale; NaN outside of the measured shares).
+        4 and of 2 bytes a value), weights (of the blocks, not zero), zeros, removed (the share of
+        the large model's block weights that it does without), flops (see `training_flops`) and
+        time: that of writing a token, as a fraction of the dense model's, for a model of its kind
+        that notebook 04 measured with as large a share removed (interpolated on a logarithmic
+        scale; NaN outside of the measured shares).
     """
     columns = ["recipe", "base_recipe", "axes", "label", "sparsity", "perplexity", "test"]
     table = frame(records)
@@ -290,20 +295,26 @@ def costs(records: list[dict], flops: Mapping[str, float] | None = None) -> pd.D
     tests = table.set_index("run").test
     rows["test_half_width"] = [half_width(tests[runs]) for runs in rows.runs]
     rows["seeds"] = [len(runs) for runs in rows.pop("runs")]
-    measured = [row for record in records for row in record.get("seconds_by_share", [])]
-    narrow = rows.base_recipe.isin(["narrow", "narrow-distilled"])
-    kinds = np.select([narrow, rows.zeros > 0], ["narrow", "sparse"], "not measured")
-    rows["time"] = [_time_at(*of, measured) for of in zip(rows.sparsity, kinds, strict=True)]
+    measured = measured_speeds(records) if speeds is None else speeds
+    kinds = rows.base_recipe.str.removesuffix("-distilled").where(rows.zeros == 0, "sparse")
+    rows["time"] = [_time_at(*of, measured) for of in zip(rows.removed, kinds, strict=True)]
     return rows
 
 
-_COUNTS = ("bytes", "bytes16", "weights", "zeros", "flops")
+def measured_speeds(records: Iterable[dict]) -> list[dict]:
+    """How long models of different kinds took, as notebook 04 measured it; its rows are joined."""
+    return [row for record in records for row in record.get("seconds_by_share", [])]
+
+
+_COUNTS = ("bytes", "bytes16", "weights", "zeros", "removed", "flops")
 
 
 def _counts(record):
     zeros = _zeros(record)
     sizes = stored_bytes(record), stored_bytes(record, 2), record["model"]["prunable"] - zeros
-    return dict(zip(_COUNTS, (*sizes, zeros, training_flops(record)), strict=True))
+    share = record.get("removed_share")
+    removed = record["sparsity"]["prunable"] if share is None else share
+    return dict(zip(_COUNTS, (*sizes, zeros, removed, training_flops(record)), strict=True))
 
 
 def _time_at(share, kind, measured):

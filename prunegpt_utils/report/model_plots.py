@@ -74,32 +74,39 @@ def mask_picture(masks: list, titles: list[str]) -> Figure:
     return figure
 
 
+KINDS = {  # of `seconds_by_share` -> (label, colour, marker), those of `methods.style_of`
+    "sparse": ("zeros that are skipped", "#0072B2", "o"),
+    "narrow": ("fewer neurons and heads", "#009E73", "s"),
+    "shallow": ("fewer blocks", "#CC79A7", "D"),
+    "small": ("narrower throughout", "#332288", "^"),
+}
+
+
 def speed_by_share(table: pd.DataFrame) -> Figure:
     """How many times as fast as dense, against the share of weights removed; break-even marked.
 
     Args:
-        table: DataFrame with removed_share, kind (sparse or narrow), use, and `times as fast`.
+        table: DataFrame with removed_share, kind (of `KINDS`), use, and `times as fast`.
     """
-    figure, axes = plt.subplots(figsize=(7.6, 4.6))
-    styles = {"writing": ("#0072B2", "o"), "reading": ("#D55E00", "s")}
-    for (kind, use), rows in table.groupby(["kind", "use"], sort=False):
-        colour, marker = styles[use]
-        x, y = rows.removed_share.to_numpy(), rows["times as fast"].to_numpy()
-        dashes = "-" if kind == "sparse" else "--"
-        axes.plot(x, y, dashes, color=colour, marker=marker, label=f"{kind}, {use}")
-        log = np.log(y)
-        if log[0] < 0 < log[-1]:  # share and log speed, interpolated where the line is crossed
-            even = np.interp(0, log, x)
-            place, side = ((8, -16), "left") if even < 0.6 else ((-6, 6), "right")  # in the axes
-            axes.annotate(
-                f"breaks even at {100 * even:.0f} %", (even, 1), place, color=colour, ha=side,
-                textcoords="offset points", fontsize=9.5,
-            )  # fmt: skip
-    axes.axhline(1, color="#000000", linewidth=1.2, linestyle=(0, (6, 3)))
-    axes.text(0.34, 0.985, "dense", va="top", fontsize=9.5)
-    log_axes(
-        axes, percent=True, xlabel="share of the block weights gone",
-        ylabel="times as fast as dense", title="What pays, on this processor",
-    )  # fmt: skip
-    axes.legend(loc="upper left")
+    uses = table.use.unique()
+    figure, panels = plt.subplots(
+        1, len(uses), sharey=True, squeeze=False, figsize=(1.4 + 4.6 * len(uses), 4.6)
+    )
+    for axes, use in zip(panels[0], uses, strict=True):
+        for kind, rows in table[table.use == use].groupby("kind", sort=False):
+            label, colour, marker = KINDS[kind]
+            x, y = rows.removed_share.to_numpy(), rows["times as fast"].to_numpy()
+            axes.plot(x, y, color=colour, marker=marker, label=label)
+            if y[0] < 1 < y[-1]:  # share and log speed, interpolated where the line is crossed
+                even = np.interp(0, np.log(y), x)
+                axes.annotate(
+                    f"breaks even at {100 * even:.0f} %", (even, 1), (6, -14), color=colour,
+                    textcoords="offset points", fontsize=9.5,
+                )  # fmt: skip
+        axes.axhline(1, color="#000000", linewidth=1.2, linestyle=(0, (6, 3)))
+        log_axes(
+            axes, percent=True, xlabel="share of the block weights gone", title=use.capitalize()
+        )
+    panels[0, 0].set_ylabel("times as fast as dense (dashed)")
+    panels[0, 0].legend(loc="upper left")
     return figure
