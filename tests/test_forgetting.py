@@ -137,13 +137,13 @@ def test_each_run_stands_beside_the_reference_that_it_names():
 
 def test_what_the_teacher_changes_is_counted_item_by_item():
     table = pd.DataFrame({
-        "run": ["gradual-s50-seed0", "gradual-distilled-s50-seed0"], "seed": 0, "requested": 0.5,
+        "run": ["gradual-s50-seed0", "gradual-distilled-s50-seed0"],
         "untaught": [None, "gradual-s50-seed0"], "perplexity": [30.0, 24.0],
     })  # fmt: skip
     scored = {"gradual-s50-seed0": {"blimp": scores("110000", 0.5)},
               "gradual-distilled-s50-seed0": {"blimp": scores("101100", 0.5)}}  # fmt: skip
     (row,) = recovery.teacher_effect(table, scored).itertuples()
-    assert row.ratio == 0.8 and row.items == 6
+    assert (row.run, row.ratio, row.items) == ("gradual-distilled-s50-seed0", 0.8, 6)
     assert (row.without, row.taught, row.difference) == pytest.approx((2 / 6, 3 / 6, 1 / 6))
     # changes 0, -1, 1, 1, 0, 0: variance (3 - 6 / 36) / 5
     half = 1.96 * math.sqrt((3 - 1 / 6) / 5 / 6)
@@ -174,19 +174,24 @@ def test_scores_of_a_whole_study_are_drawn_against_its_reference(monkeypatch, tm
     assert recovery.save_recovered("mine") is None  # nothing that was cut has been scored
 
 
-def test_recovery_is_drawn_a_panel_a_sparsity():
+def test_recovery_is_drawn_a_panel_a_cut_of_what_validation_chose():
     figure_files.style()
-    arms = [("gradual", 0.5, 1.5, 0.6), ("gradual-distilled", 0.5, 1.2, 0.8), ("control", 0, 1, 1)]
+    arms = [("gradual", "global", 0.5, 1.5, 0.6), ("gradual-distilled", "global", 0.5, 1.2, 0.8),
+            ("control", "", 0, 1, 1), ("two-four-distilled", "2:4", 0.5, 1.7, 0.1),
+            ("two-four-distilled", "2:4", 0.5, 1.3, 0.2)]  # fmt: skip
     rows = pd.DataFrame([
-        {"base_recipe": recipe, "requested": share, "ratio": ratio, "task": task,
+        {"base_recipe": recipe, "recipe": f"{recipe}-{ratio}", "requested": share, "ratio": ratio,
+         "cut": recovery._what_went({"parameters": {"scope": scope}}, share), "task": task,
          "share": left, "low": left - 0.1, "high": left + 0.1}
-        for recipe, share, ratio, left in arms for task in ("blimp", "lambada")
+        for recipe, scope, share, ratio, left in arms for task in ("blimp", "lambada")
     ])  # fmt: skip
     drawn = figure_files.points(recovery.recovered(rows))
     assert set(drawn.series) == {
         "trained: perplexity 1.50 x", "trained with a teacher: perplexity 1.20 x",
+        "trained with a teacher: perplexity 1.30 x",
     }  # fmt: skip
-    assert drawn[drawn.series.str.contains("teacher")].x.tolist() == [0.8, 0.8]
+    assert set(drawn.panel) == {"50 % of the block weights gone", "two of four neighbours gone"}
+    assert drawn[drawn.series.str.contains("teacher")].x.tolist() == [0.8, 0.8, 0.2, 0.2]
 
 
 def test_the_figure_says_its_numbers():

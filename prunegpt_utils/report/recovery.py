@@ -26,8 +26,9 @@ def trained(records: Sequence[dict], scored: Mapping[str, Mapping]) -> pd.DataFr
         scored: {run: scores}, see `runs.task_records.scored`.
 
     Returns:
-        DataFrame with recipe, base_recipe, seed, requested (the sparsity asked for), sparsity,
-        ratio (of the perplexities on the validation text), task, and what `retained` returns.
+        DataFrame with run, recipe, base_recipe, cut (what went, such as `50 %` or `2:4`; empty of a
+        dense run), requested (the sparsity asked for), ratio (of the perplexities on the validation
+        text), task, and what `retained` returns.
     """
     by_name, rows = {record["run"]: record for record in records}, []
     cut = [record for record in records if record["sparsity"]["prunable"] > 0]
@@ -39,13 +40,18 @@ def trained(records: Sequence[dict], scored: Mapping[str, Mapping]) -> pd.DataFr
         if run in scored and whole in scored and whole in by_name:
             ends = (by_name[name]["metrics"]["validation"]["nll"] for name in (run, whole))
             ratio = exp(next(ends) - next(ends))
-            share = record["sparsity"]["prunable"]
-            shares = record["sparsity"].get("requested", share), share
-            arm = record["recipe"], record["base_recipe"], record["seed"], *shares, ratio
+            asked = record["sparsity"].get("requested", record["sparsity"]["prunable"])
+            names = run, record["recipe"], record["base_recipe"]
+            arm = *names, _what_went(record, asked), asked, ratio
             for task, *both in _of_both(scored[run], scored[whole]):
                 rows.append((*arm, task, *retained(*both).values()))
-    columns = ["recipe", "base_recipe", "seed", "requested", "sparsity", *COLUMNS[5:]]
+    columns = ["run", "recipe", "base_recipe", "cut", "requested", *COLUMNS[5:]]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _what_went(record, asked):
+    scope = record["parameters"].get("scope", "")
+    return "" if not asked else scope if ":" in scope else f"{100 * asked:g} %"
 
 
 def _of_both(one, other):
@@ -60,13 +66,13 @@ def teacher_effect(table: pd.DataFrame, scored: Mapping[str, Mapping]) -> pd.Dat
         table: of `frames.frame`.  scored: {run: scores}, see `runs.task_records.scored`.
 
     Returns:
-        DataFrame with requested, seed, task, ratio (of the perplexities on the validation text,
-        with the teacher over without), items, without, taught (accuracies), difference, and low and
-        high, its 95 % interval over the items, each asked of both models.
+        DataFrame with run (that with a teacher), task, ratio (of the perplexities on the validation
+        text, with the teacher over without), items, without, taught (accuracies), difference, and
+        low and high, its 95 % interval over the items, each asked of both models.
     """
     rows, perplexity = [], table.set_index("run").perplexity
     pairs = table[table.run.isin(scored) & table.untaught.isin(scored)]
-    for taught, alone, asked, seed in pairs[["run", "untaught", "requested", "seed"]].values:
+    for taught, alone in pairs[["run", "untaught"]].values:
         ratio = perplexity[taught] / perplexity[alone]
         for task, *both in _of_both(scored[taught], scored[alone]):
             found, before = correct_of_both(*both)
@@ -74,37 +80,42 @@ def teacher_effect(table: pd.DataFrame, scored: Mapping[str, Mapping]) -> pd.Dat
             half = 1.96 * change.std(ddof=1) / math.sqrt(len(change))
             mean, accuracies = change.mean(), (before.mean(), found.mean())
             ends = mean, mean - half, mean + half
-            rows.append((asked, seed, task, ratio, len(change), *accuracies, *ends))
-    columns = ["requested", "seed", "task", "ratio", "items", "without", "taught"]
+            rows.append((taught, task, ratio, len(change), *accuracies, *ends))
+    columns = ["run", "task", "ratio", "items", "without", "taught"]
     return pd.DataFrame(rows, columns=[*columns, "difference", "low", "high"])
 
 
-# recipe -> (label, colour, marker)
+# what was done to a model -> (base recipes, colour, marker)
 _RECOVERED = {
-    "one-shot": ("cut, not trained", "#777777", "x"),
-    "gradual": ("trained", "#E69F00", "s"),
-    "gradual-distilled": ("trained with a teacher", "#0072B2", "o"),
+    "cut, not trained": (["one-shot"], "#777777", "x"),
+    "trained": (["gradual", "two-four"], "#E69F00", "s"),
+    "trained with a teacher": (["gradual-distilled", "two-four-distilled"], "#0072B2", "o"),
 }
 
 
 def recovered(rows: pd.DataFrame) -> Figure:
-    """What is left of each ability once the model was trained, a panel a sparsity.
+    """What is left of each ability once the model was trained, a panel a kind of cut.
+
+    Of models that were made in several ways, the one that the validation text chose.
 
     Args:
         rows: of `trained`. Seeds are averaged, and so are the ends of their intervals.
     """
-    rows = rows[rows.base_recipe.isin(_RECOVERED) & (rows.requested > 0)]
-    shares = sorted(rows.requested.unique())
+    known = [recipe for recipes, *_ in _RECOVERED.values() for recipe in recipes]
+    rows = rows[rows.base_recipe.isin(known) & (rows.requested > 0)]
+    cuts = rows.sort_values("requested").cut.unique()
     figure, panels = plt.subplots(
-        1, max(1, len(shares)), figsize=(4.2 * max(1, len(shares)) + 1.4, 4.6), sharex=True,
+        1, max(1, len(cuts)), figsize=(4.2 * max(1, len(cuts)) + 1.4, 4.6), sharex=True,
         sharey=True, squeeze=False, layout="constrained",
     )  # fmt: skip
     tasks = [task for task in ABILITIES if task in set(rows.task)][::-1]
-    for axes, share in zip(panels[0], shares, strict=False):
-        for shift, (recipe, (label, colour, marker)) in enumerate(_RECOVERED.items(), -1):
-            mine = rows[(rows.requested == share) & (rows.base_recipe == recipe)]
+    for axes, cut in zip(panels[0], cuts, strict=False):
+        for shift, (label, (recipes, colour, marker)) in enumerate(_RECOVERED.items(), -1):
+            mine = rows[(rows.cut == cut) & rows.base_recipe.isin(recipes)]
             if len(mine):
-                label = f"{label}: perplexity {np.exp(np.log(mine.ratio).mean()):.2f} x"
+                ratios = np.exp(np.log(mine.ratio).groupby(mine.recipe).mean())
+                mine = mine[mine.recipe == ratios.idxmin()]
+                label = f"{label}: perplexity {ratios.min():.2f} x"
                 mine = mine.groupby("task")[["share", "low", "high"]].mean().reindex(tasks)
                 errors = np.array([mine.share - mine.low, mine.high - mine.share])
                 place = np.arange(len(tasks)) - 0.22 * shift
@@ -112,8 +123,8 @@ def recovered(rows: pd.DataFrame) -> Figure:
                 axes.errorbar(mine.share, place, xerr=errors, color=colour, fmt="none")
         axes.axvline(1, color="#999999", linewidth=0.8)
         axes.axvline(0, color="#999999", linewidth=0.8)
-        title = f"{100 * share:.0f} % of the block weights gone"
-        axes.set(title=title, xlabel="left of the dense model's, above a guess")
+        gone = "two of four neighbours" if cut == "2:4" else f"{cut} of the block weights"
+        axes.set(title=f"{gone} gone", xlabel="left of the dense model's, above a guess")
         axes.set_yticks(range(len(tasks)), [ABILITIES[task][0] for task in tasks])
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False, fontsize=9.5)
         percent_axis(axes.xaxis)
@@ -121,15 +132,11 @@ def recovered(rows: pd.DataFrame) -> Figure:
 
 
 def save_recovered(study: str) -> Path | None:
-    """Draw `recovered` into a study's figures; its path.
-
-    None if no cut model was scored, or the study makes one kind of run in several ways.
-    """
+    """Draw `recovered` into a study's figures; its path, or None if no cut model was scored."""
     found, folder = read_study(study)
     rows = trained(found, task_records.scored(folder))
     rows = rows[rows.requested > 0]
-    # of a kind of run of several recipes, as rates that are swept, no point would be one of them
-    if rows.empty or rows.groupby(["base_recipe", "requested"]).recipe.nunique().max() > 1:
+    if rows.empty:
         return None
     figure_files.style()
     return figure_files.save(recovered(rows), paths.study_folder(study) / "figures", "recovered")
