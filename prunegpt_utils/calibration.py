@@ -83,6 +83,7 @@ def _measure_gradients(model, stats, batches, loss):
     pairs = [(stats[name], weight) for name, weight in weights.items()]
     for known, weight in pairs:
         known.gradient, known.squared_gradient = torch.zeros_like(weight), torch.zeros_like(weight)
+    model.zero_grad(set_to_none=True)  # of what somebody did before
     for rows in batches:
         loss(rows).backward()
         _refuse_if_any(name for name, weight in weights.items() if weight.grad is None)

@@ -156,7 +156,6 @@ def load_finished(model: PreTrainedModel, folder: Path) -> dict:
     if missing := [name for name, _ in model.named_parameters() if name not in weights]:
         raise ParameterError("checkpoint", path.name, f"lacks {missing[0]}; delete its folder")
     model.load_state_dict(weights, strict=False)
-    model.tie_weights()
     model.eval()
     return json.loads((folder / "training.json").read_text("utf-8"))["result"]
 

@@ -28,8 +28,7 @@ from prunegpt_utils.splits import (
 
 JOINER = "\n\n"  # between documents, as in the usual WikiText protocol
 _FORMATS = (".txt", ".jsonl", ".parquet")
-# What a notebook's kernel puts its own in place of: without these, a text is everywhere the same.
-_REPLACED = {("builtins", "input"), ("faulthandler", "enable"), ("faulthandler", "register")}
+_REPLACED = {"builtins.input", "faulthandler.enable", "faulthandler.register"}  # by a kernel
 
 
 @dataclass
@@ -98,10 +97,8 @@ def load_test(name: str, cache: str | Path) -> Corpus:
     last, copies = re.split("[/:]", name)[-1], os.environ.get("PRUNEGPT_TEXTS")
     copy, revision = expand_home(copies or "") / last, None
     if copies and copy.exists():
-        named = copy.is_dir()  # one file is the text, of a folder the files of its test split
-        files = [
-            f for label, f in _text_files(copy)[0].items() if not named or split_of(label) == "test"
-        ]
+        found, single = _text_files(copy)[0], copy.is_file()  # of a folder, its test split's files
+        files = [f for label, f in found.items() if single or split_of(label) == "test"]
         documents = [text for file in files for text in _read_file(name, file)]
     else:
         whole = load_text(name, cache)
@@ -194,7 +191,7 @@ def _compiled_docstrings(name):
     module = importlib.import_module(name)
     texts = [module.__doc__]
     for member, thing in sorted(vars(module).items()):
-        own = getattr(thing, "__module__", None) == name and (name, member) not in _REPLACED
+        own = getattr(thing, "__module__", None) == name and f"{name}.{member}" not in _REPLACED
         if own and callable(thing):
             texts.append(inspect.getdoc(thing))
             if inspect.isclass(thing):

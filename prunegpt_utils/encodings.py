@@ -81,14 +81,13 @@ def load_encoded(path: Path, model: PreTrainedModel) -> None:
     for name, shape in json.loads(note["shapes"]).items():
         tensors[name] = decode(parts[name], shape)
     model.load_state_dict(tensors, strict=False)
-    model.tie_weights()
 
 
 def encoded_sizes(model: PreTrainedModel, folder: Path) -> dict[str, float]:
     """{form: bytes} of the whole checkpoint, written into an existing folder.
 
     Forms: `safetensors`, `safetensors, zlib`, `bitmask`, `csr`; `entropy bound` is the least that
-    any could take.
+    any could take that writes its values in full.
     """
     plain = save(unique_tensors(model))
     found = {"safetensors": len(plain), "safetensors, zlib": len(zlib.compress(plain, 6))}
@@ -135,8 +134,10 @@ class SparseLinear(torch.nn.Module):
 
 def memory_bytes(model: PreTrainedModel) -> int:
     """Bytes of all weights in memory, those of a `SparseLinear` with their indices."""
-    matrices = [layer.matrix for layer in model.modules() if isinstance(layer, SparseLinear)]
+    layers = [layer for layer in model.modules() if isinstance(layer, SparseLinear)]
+    matrices = [layer.matrix for layer in layers]
     parts = [part for m in matrices for part in (m.crow_indices(), m.col_indices(), m.values())]
+    parts += [layer.bias for layer in layers if layer.bias is not None]
     return sum(tensor.nbytes for tensor in (*model.parameters(), *parts))
 
 

@@ -1,5 +1,6 @@
 """Floating-point operations of training, by a formula: what a perplexity has cost."""
 
+import torch
 from transformers import PreTrainedModel
 
 from prunegpt_utils.modeling import prunable_weights, transformer_blocks
@@ -17,15 +18,21 @@ def forward_flops(model: PreTrainedModel, block_size: int) -> tuple[int, int]:
         block_size: positions of a window.
 
     Returns:
-        (blocks, head), operations a token; of a mixture as if every expert read every token.
+        (blocks with what lies between them and the embeddings, head), operations a token; of a
+        mixture as if every expert read every token.
     """
-    config, blocks = model.config, len(transformer_blocks(model)[1])
+    config, stack = model.config, transformer_blocks(model)[1]
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    width = getattr(config, "heads_kept", heads) * size
+    # of latent attention queries and keys have one size, values another, and `head_dim` is neither
+    sizes = getattr(config, "qk_head_dim", size) + getattr(config, "v_head_dim", size)
+    sizes *= getattr(config, "heads_kept", heads)
     weights = sum(weight.numel() for weight in prunable_weights(model).values())
+    beside = set(stack.modules()) | {model.get_output_embeddings()}
+    linear = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m not in beside)
+    weights += sum(layer.weight.numel() for layer in linear)
     head = model.get_output_embeddings().weight.numel()
-    return 2 * weights + 4 * block_size * width * blocks, 2 * head
+    return 2 * weights + 2 * block_size * sizes * len(stack), 2 * head
 
 
 def training_flops(

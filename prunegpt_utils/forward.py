@@ -69,8 +69,12 @@ def caps_attention(config: PretrainedConfig) -> bool:
 
 
 def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:
-    """The context in which matrix products run in `precision`."""
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
+    """The context in which matrix products run in `precision`.
+
+    Rounded weights are not kept in it: it would go on with those from before a cut.
+    """
+    kind, on = model.device.type, precision == "bf16"
+    return torch.autocast(kind, torch.bfloat16, enabled=on, cache_enabled=False)
 
 
 def rounded_copy(model: PreTrainedModel, precision: str) -> PreTrainedModel:

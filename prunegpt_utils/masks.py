@@ -30,8 +30,10 @@ def prune(
     check_cut(model, criterion, sparsity, scope)
     if criterion == "sparsegpt":
         with eval_mode(model):
-            return sparsegpt(model, batches, *_column_rule(sparsity, scope))
-    masks = make_masks(criteria.scores(model, criterion, stats), sparsity, scope, input_axes(model))
+            masks = sparsegpt(model, batches, *_column_rule(sparsity, scope))
+    else:
+        scores = criteria.scores(model, criterion, stats)
+        masks = make_masks(scores, sparsity, scope, input_axes(model))
     apply_masks(model, masks)
     return masks
 
@@ -175,8 +177,13 @@ def apply_masks(model: PreTrainedModel, masks: dict[str, torch.Tensor]) -> None:
     """Set the pruned weights to zero, in place."""
     weights = prunable_weights(model)
     for name, mask in masks.items():
-        # seen as numbers, for products with bools are not vectorised
-        weights[name].mul_(mask.view(torch.uint8))
+        # Products of integers: those with bools are not vectorised, and -1.5 times 0 is -0, whose
+        # sign a compressor would have to keep.
+        bits = _INTEGERS[weights[name].element_size()]
+        weights[name].detach().view(bits).mul_(mask.view(torch.uint8))
+
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
 
 
 def measure_sparsity(model: PreTrainedModel) -> dict[str, float]:

@@ -59,6 +59,11 @@ def load_model(name: str | Path, parameter: str = "model") -> PreTrainedModel:
         if not weight.isfinite().all():
             raise ParameterError(parameter, str(name), f"has weights that are not finite: {key}")
     model.config.use_cache = False  # training and scoring read whole windows
+    # A head of its own stays one, whatever the configuration says: who ties it later, as lm-eval
+    # does, would throw it away.
+    own = model.get_output_embeddings(), model.get_input_embeddings()
+    if None not in own:
+        model.config.tie_word_embeddings = own[0].weight is own[1].weight
     model = model.to(device()).eval()
     check_causal(model, parameter, str(name))
     lm_head(model, parameter)  # refuses what has none
@@ -98,9 +103,12 @@ def _load_fewer_heads(folder, config, **options):
     """GPT-2 with fewer heads than its width implies, which a stock configuration cannot say."""
     model = AutoModelForCausalLM.from_config(config, **options)
     keep_heads(model, [range(config.heads_kept)] * config.num_hidden_layers)
-    for file in sorted(folder.glob("*.safetensors")):
-        model.load_state_dict(load_file(file), strict=False)
-    model.tie_weights()
+    files = sorted(folder.glob("*.safetensors"))
+    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    if missing := sorted({name for name, _ in model.named_parameters()} - tensors.keys()):
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    if unexpected := model.load_state_dict(tensors, strict=False).unexpected_keys:
+        raise ValueError(f"it has no place for {', '.join(sorted(unexpected))}")
     return model
 
 

@@ -62,11 +62,15 @@ def inverse_factor(moment: torch.Tensor, damping: float = 0.01) -> torch.Tensor:
 
     Args:
         moment: shape (inputs, inputs), not changed.
-        damping: fraction of its mean added to the diagonal.
+        damping: fraction added to the diagonal, of the mean of what is not zero there. An input
+            that is never there gets that mean, which the authors' code sets to 1: beside moments
+            that are far smaller, as those of an MLP, that would damp them all away.
     """
-    hessian = moment.clone()
-    hessian.diagonal()[hessian.diagonal() == 0] = 1  # an input that is never there
-    hessian.diagonal().add_(damping * hessian.diagonal().mean())
+    hessian, diagonal = moment.clone(), moment.diagonal()
+    dead = diagonal == 0
+    mean = diagonal.sum() / (~dead).sum() if not dead.all() else diagonal.new_ones(())
+    hessian.diagonal()[dead] = mean
+    hessian.diagonal().add_(damping * mean)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     return torch.linalg.cholesky(inverse, upper=True)
 

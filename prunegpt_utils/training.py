@@ -243,6 +243,7 @@ class _Objective(torch.nn.Module):
 
 def _optimizer(model, config):
     """AdamW, without decay of what is yet to be pruned: it would be pruned for its decay alone."""
+    model.zero_grad(set_to_none=True)  # of what somebody did before
     cuts = config.pruning and not config.pruning.done_at_once(config.steps)
     pruned = {id(w) for w in prunable_weights(model).values()} if cuts else set()
     decays = [w for w in model.parameters() if w.ndim > 1 and id(w) not in pruned]

@@ -193,7 +193,7 @@ def test_groups_of_columns_can_be_switched_on():
     ]
     found[2]["training"] |= {"best_step": 8}
     for run, value in zip(found[1:], (5.0, 15.0), strict=True):
-        run["also_scored"] = {"wikitext": {"metrics": scored(value)}}
+        run["also_scored"] = {"wikitext": {"metrics": scored(value), "sha256": "ab"}}
     found[2]["fidelity"] = {
         "reference": "control", "tokens": 9, "kl": 0.25, "same_top": 0.5, "flips_to_wrong": 0.125,
         "flips_to_right": 0.1, "ece": 0.02, "reference_ece": 0.01,
@@ -206,6 +206,8 @@ def test_groups_of_columns_can_be_switched_on():
     assert line["control"] == ("1.20", "1.50") and line["training"] == ("0.004", "8 of 10")
     assert line["fidelity"] == ("0.250", "50.0 %", "12.5 %", "10.0 %", "2.0 %", "1.0 %")
     assert line["texts"] == ("15.00", "3.00")
+    found[1]["also_scored"]["wikitext"]["sha256"] = "cd"  # another text of that name
+    assert frames.frame(found).text_ratios.tolist()[-1] == {}
     assert set(tables.headings(frames.frame(found[:1]), tables.GROUPS)).isdisjoint(
         {"wikitext", "KL divergence, nats a token"}
     )

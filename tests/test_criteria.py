@@ -42,6 +42,7 @@ def stats_of(model, ids, name, batches=3):
 def test_gradients_are_means_over_single_batches(ids, kind):
     model, text = MODELS[kind](), windows(ids, 16)
     before = modeling.fingerprint(model)
+    losses.batch_loss(model, text[:2], PLAN).backward()  # of which nothing is to be left
     ours = stats_of(model, ids, "fisher")
     name, weight = next(iter(modeling.prunable_weights(model).items()))
     mean, square = torch.zeros_like(weight), torch.zeros_like(weight)
@@ -264,6 +265,28 @@ def test_sparsegpt_cuts_no_more_for_inputs_that_never_come(dead):
     if dead:
         assert (mask[:, 3] | ~mask[:, :3].any(1)).all()  # what comes is kept before what does not
         assert torch.equal(ours[:, :3], weight[:, :3] * mask[:, :3])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_sparsegpt_damps_as_if_inputs_that_never_come_were_not_there(scale):
+    """However small the others are: a diagonal of 1 beside theirs would damp all of them away."""
+    _, hessian = problem()
+    hessian, live = hessian * scale, torch.arange(20) % 4 > 0
+    wanted = sparsegpt.inverse_factor(hessian[live][:, live])
+    hessian[~live], hessian[:, ~live] = 0, 0
+    found = sparsegpt.inverse_factor(hessian)
+    torch.testing.assert_close(found[live][:, live], wanted, rtol=1e-3, atol=1e-3 * wanted.max())
+    assert (found[live][:, ~live] == 0).all() and found.isfinite().all()
+
+
+def test_sparsegpt_sees_what_it_has_cut_under_autocast_too(ids):
+    """Also of a model whose weights ask for gradients, whose rounded copies autocast would keep."""
+    texts = calibration.calibration_batches(windows(ids, 16), 2, 0, 3)
+    found = []
+    for model in (tiny_llama(), modeling.frozen_copy(tiny_llama())):
+        with forward.autocast(model, "bf16"):
+            found.append(masks.prune(model, "sparsegpt", 0.5, "uniform", batches=texts))
+    assert all(torch.equal(mask, found[1][name]) for name, mask in found[0].items())
 
 
 def test_sparsegpt_survives_inputs_that_are_all_alike():

@@ -4,7 +4,14 @@ import pytest
 import torch
 from conftest import tiny_gpt2
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from prunegpt_utils import flops, forward, masks, structured
 from prunegpt_utils.config import TrainConfig
@@ -40,7 +47,31 @@ def counted(act):
     return counter.get_total_flops()
 
 
-@pytest.fixture(params=[tiny_gpt2, tiny_llama], ids=["GPT-2", "Llama"])
+def tiny_opt():
+    """Between embeddings and blocks there are projections, outside of what is pruned."""
+    config = OPTConfig(
+        vocab_size=97, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2,
+        word_embed_proj_dim=8, max_position_embeddings=32, attn_implementation="eager", dropout=0.0,
+        use_cache=False,
+    )  # fmt: skip
+    return OPTForCausalLM(config)
+
+
+def tiny_deepseek():
+    """Its values have another size than its queries and keys, and `head_dim` is of neither."""
+    config = DeepseekV3Config(
+        vocab_size=97, hidden_size=16, intermediate_size=40, num_hidden_layers=2, n_group=1,
+        num_attention_heads=4, num_key_value_heads=4, q_lora_rank=8, kv_lora_rank=8, topk_group=1,
+        qk_rope_head_dim=4, qk_nope_head_dim=8, v_head_dim=6, first_k_dense_replace=2,
+        n_routed_experts=2, num_experts_per_tok=1, attn_implementation="eager", use_cache=False,
+    )  # fmt: skip
+    return DeepseekV3ForCausalLM(config)
+
+
+@pytest.fixture(
+    params=[tiny_gpt2, tiny_llama, tiny_opt, tiny_deepseek],
+    ids=["GPT-2", "Llama", "OPT", "DeepSeek"],
+)
 def model(request):
     return known(request.param())
 

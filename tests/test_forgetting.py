@@ -148,6 +148,9 @@ def test_what_the_teacher_changes_is_counted_item_by_item():
     # changes 0, -1, 1, 1, 0, 0: variance (3 - 6 / 36) / 5
     half = 1.96 * math.sqrt((3 - 1 / 6) / 5 / 6)
     assert (row.low, row.high) == pytest.approx((1 / 6 - half, 1 / 6 + half))
+    alike = {run: {"blimp": scores("000000", 0.5)} for run in scored}
+    (row,) = recovery.teacher_effect(table, alike).itertuples()
+    assert (row.difference, row.low, row.high) == (0, -0.5, 0.5)  # 3 of 6 may be answered otherwise
     scored["gradual-s50-seed0"]["blimp"]["sha256"] = "other"
     with pytest.raises(ValueError, match="same items"):
         recovery.teacher_effect(table, scored)

@@ -63,18 +63,19 @@ def test_masks_nest_and_pruned_weights_stay_pruned(model):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_masking_is_the_product_to_the_last_bit(dtype):
+def test_masking_is_the_product_to_the_last_bit_but_for_the_sign_of_a_zero(dtype):
     model = tiny_gpt2().to(dtype)
     generator = torch.Generator().manual_seed(0)
     kept = {
         k: torch.rand(w.shape, generator=generator) > 0.9
         for k, w in modeling.prunable_weights(model).items()
     }
-    wanted = {k: w.detach() * kept[k] for k, w in modeling.prunable_weights(model).items()}
+    wanted = {k: w.detach() * kept[k] + 0 for k, w in modeling.prunable_weights(model).items()}
     masks.apply_masks(model, kept)
     for name, weight in modeling.prunable_weights(model).items():
         bits = [tensor.detach().view(torch.uint8) for tensor in (weight, wanted[name])]
         assert weight.dtype == dtype and torch.equal(*bits)
+        assert not weight[weight == 0].signbit().any()
 
 
 def test_cubic_schedule_matches_its_formula():

@@ -2,6 +2,7 @@ import pytest
 import torch
 import transformers
 from conftest import tiny_gpt2
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from prunegpt_utils import modeling, structured
@@ -30,6 +31,22 @@ def test_without_neurons_a_stock_checkpoint_reloads_exactly(model, ids, tmp_path
     small.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     assert torch.equal(again(ids[None, :32]).logits, small(ids[None, :32]).logits)
+
+
+def test_a_weight_that_is_missing_is_no_random_one(model, tmp_path):
+    structured.prune_structured(model, 0.0, 0.5, "magnitude").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    gone = tensors.pop("transformer.h.1.mlp.c_proj.weight")
+    for changed, problem in (
+        (tensors, "lacks transformer.h.1.mlp.c_proj.weight"),
+        (
+            tensors | {"transformer.h.1.mlp.c_proj.weight": gone, "more": gone.clone()},
+            "has no place for more",
+        ),
+    ):
+        save_file(changed, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ParameterError, match=problem):
+            modeling.load_model(tmp_path)
 
 
 @pytest.mark.parametrize("importance", structured.IMPORTANCES)

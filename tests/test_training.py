@@ -217,6 +217,14 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(tmp_path, ids):
     assert prints[0] == prints[1] != prints[2]
 
 
+def test_gradients_from_before_are_no_part_of_the_first_step(tmp_path, ids):
+    wanted, _ = run(tmp_path / "clean", ids)
+    model, teacher = tiny_gpt2(0, dropout=0.1), modeling.frozen_copy(tiny_gpt2(7))
+    losses.batch_loss(model, windows(ids, 16)[:2], PLAN).backward()
+    train(model, windows(ids, 16), ids[:200], tmp_path / "used", PLAN, teacher)
+    assert modeling.fingerprint(model) == modeling.fingerprint(wanted)
+
+
 def test_accumulation_equals_one_large_batch(tmp_path, ids):
     plans = [
         TrainConfig(steps=5, lr=1e-3, batch=b, gradient_accumulation_steps=a)

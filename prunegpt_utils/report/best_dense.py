@@ -49,9 +49,14 @@ def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
             table = table.assign(dense=mine.dense, dense_run=mine.dense_run)
         ratios = {"ratio": table.perplexity / mine.perplexity, "test_ratio": table.test / mine.test}
         table = table.assign(**{kind + name: values for name, values in ratios.items()})
-    texts = table.drop_duplicates("run").set_index("run").texts
-    pairs = [(mine, texts.get(dense) or {}) for mine, dense in table[["texts", "dense_run"]].values]
-    over = [{name: mine[name] / of[name] for name in mine.keys() & of.keys()} for mine, of in pairs]
+    # by text, tokens and window too: under one name there can be others
+    scored = [
+        {(name, windows[name]): each for name, each in texts.items()}
+        for texts, windows in table[["texts", "text_windows"]].values
+    ]
+    of = dict(zip(table.run, scored, strict=True))
+    pairs = [(mine, of.get(dense, {})) for mine, dense in zip(scored, table.dense_run, strict=True)]
+    over = [{key[0]: mine[key] / of[key] for key in mine.keys() & of.keys()} for mine, of in pairs]
     return table.assign(text_ratios=pd.Series(over, index=table.index, dtype=object))
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.report import forgetting, tables
 from prunegpt_utils.report.best_dense import GROUP, chosen_on_validation
-from prunegpt_utils.report.frames import PRETRAINED_SMALL, costs, frame, measured_speeds
+from prunegpt_utils.report.frames import PRETRAINED_SMALL, costs, frame
 from prunegpt_utils.report.methods import order, style_of
 from prunegpt_utils.report.statistics import half_width
 from prunegpt_utils.runs import records, study_files
@@ -148,8 +148,8 @@ def compared(
     trained = table[(table.total == total) if total else (table.steps > 0)]
     trained = trained.assign(variant=list(map(_variant, trained.base_recipe, trained["axes"])))
     best = chosen_on_validation(trained, ["variant", "size", "total", *GROUP[1:]])
-    speeds = measured_speeds(found)
-    parts = [costs([_without_rate(r) for r in found if r["run"] in set(runs.run)], flops, speeds)
+    timed = [record for record in found if record["notebook"] == "04_size_and_speed"]
+    parts = [costs([_without_rate(r) for r in found if r["run"] in set(runs.run)] + timed, flops)
              for _, runs in best.groupby(["total", "size"])]  # fmt: skip
     rows = pd.concat(parts, ignore_index=True) if parts else costs([])
     places = rows.base_recipe.map(lambda name: order(name)[0])

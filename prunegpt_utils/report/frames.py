@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -21,11 +21,11 @@ _COLUMNS = (
     "blocks", "sparsity", "scope", "criterion", "model_sparsity", "perplexity", "test", "tokens",
     "seconds", "untaught", "model", "size", "init_from", "steps", "total", "best_step", "lr",
     "validation_tokens", "test_tokens", "paired_half", "window", "windows", "fidelity", "texts",
-    "bytes16",
+    "text_windows", "bytes16",
 )  # fmt: skip
 PRETRAINED_SMALL = ("small", "small-distilled")  # nothing is gone; the axis `model` is the size
 # columns whose cells are no numbers or short texts
-OBJECTS = ["axes", "untaught", "windows", "fidelity", "texts", "text_ratios"]
+OBJECTS = ["axes", "untaught", "windows", "fidelity", "texts", "text_windows", "text_ratios"]
 # what was asked to go; what went differs a little from seed to seed, and so makes no groups
 REQUESTED = best_dense.GROUP[1:]
 
@@ -51,10 +51,11 @@ def frame(
         `comparable.base_models`), size (of the base model: its weights that may be pruned),
         init_from, steps, total (with those of the runs it went on from) and best_step (of which the
         checkpoint was kept), lr (the peak learning rate), tokens of both splits, paired_half (half
-        of the interval of `nll_gain_over_baseline`, nats), windows (losses of
-        the test text by window of `window` tokens), fidelity, texts ({name: perplexity} of further
-        texts), bytes16 (see `stored_bytes`, 2 bytes a value), and the columns of
-        `best_dense.with_ratios`. What is published and missing travels along as attributes.
+        of the interval of `nll_gain_over_baseline`, nats), windows (losses of the test text by
+        window of `window` tokens), fidelity, texts ({name: perplexity} of further texts),
+        text_windows ({name: its hash, scored tokens and window}), bytes16 (see `stored_bytes`, 2
+        bytes a value), and the columns of `best_dense.with_ratios`. What is published and missing
+        travels along as attributes.
     """
     found = [record for record in records if record["notebook"] not in _OTHER_NOTEBOOKS]
     table = pd.DataFrame([_row(record) for record in found], columns=_COLUMNS)
@@ -95,8 +96,13 @@ def _row(record):
         "windows": (record.get("nll_by_window") or {}).get("test"),
         "fidelity": record.get("fidelity"),
         "texts": {name: float(each["metrics"]["perplexity"]) for name, each in texts},
+        "text_windows": {name: _which_text(each, p) for name, each in texts},
         "bytes16": stored_bytes(record, 2),
     }  # fmt: skip
+
+
+def _which_text(scored, p):
+    return scored["sha256"], scored["metrics"]["tokens"], p.get("also_block_size")
 
 
 def _removed(record):
@@ -168,12 +174,14 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def one_shot_curves(records: list[dict]) -> pd.DataFrame:
-    """One row a point of the one-shot curves: sparsity, scope, criterion, seed, perplexity."""
+    """A row a point of the one-shot curves: model, sparsity, scope, criterion, seed, perplexity."""
     rows = [
-        row | {"seed": record["seed"], "perplexity": float(row["validation"]["perplexity"])}
+        row | {"seed": record["seed"], "perplexity": float(row["validation"]["perplexity"]),
+               "model": record.get("model", {}).get("name", "")}
         for record in records for row in record.get("one_shot_curve") or []
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["sparsity", "scope", "criterion", "seed", "perplexity"])
+    columns = ["model", "sparsity", "scope", "criterion", "seed", "perplexity"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def with_one_shot(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
@@ -195,9 +203,10 @@ def with_one_shot(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     rows["level"] = [_level(*of) for of in zip(rows.scope, rows.asked, strict=True)]
     rows["method"] = [_method(row) for row in rows.to_dict("records")]
     known = curves.assign(sparsity=curves.sparsity.astype(float).round(6))
-    known = known.set_index(["criterion", "scope", "sparsity", "seed"]).perplexity
+    known = known.set_index(["model", "criterion", "scope", "sparsity", "seed"]).perplexity
     known = known[~known.index.duplicated()]
-    keys = zip(rows.method, rows.scope, rows.asked.round(6), rows.seed, strict=True)
+    models = rows.model.str.partition(", ")[0] if len(rows) else []  # without the settings
+    keys = zip(models, rows.method, rows.scope, rows.asked.round(6), rows.seed, strict=True)
     rows["one_shot"] = [known.get(key, math.nan) for key in keys]
     return rows
 
@@ -264,16 +273,12 @@ def training_flops(record: dict) -> float:
     return float(sum(flops.values())) if flops else math.nan
 
 
-def costs(
-    records: list[dict], flops: Mapping[str, float] | None = None,
-    speeds: list[dict] | None = None,
-) -> pd.DataFrame:  # fmt: skip
+def costs(records: list[dict], flops: Mapping[str, float] | None = None) -> pd.DataFrame:
     """Perplexity, bytes and time, a row a recipe and sparsity, means over seeds.
 
     Args:
         flops: {run: operations of all that it stands on}, NaN for a run that is not in it; None
             counts its own training alone.
-        speeds: rows of `seconds_by_share` of notebook 04; None takes those of `records`.
 
     Returns:
         DataFrame with recipe, base_recipe, axes, label, sparsity, perplexity and test; seeds and
@@ -295,15 +300,10 @@ def costs(
     tests = table.set_index("run").test
     rows["test_half_width"] = [half_width(tests[runs]) for runs in rows.runs]
     rows["seeds"] = [len(runs) for runs in rows.pop("runs")]
-    measured = measured_speeds(records) if speeds is None else speeds
+    measured = [row for record in records for row in record.get("seconds_by_share", [])]
     kinds = rows.base_recipe.str.removesuffix("-distilled").where(rows.zeros == 0, "sparse")
     rows["time"] = [_time_at(*of, measured) for of in zip(rows.removed, kinds, strict=True)]
     return rows
-
-
-def measured_speeds(records: Iterable[dict]) -> list[dict]:
-    """How long models of different kinds took, as notebook 04 measured it; its rows are joined."""
-    return [row for record in records for row in record.get("seconds_by_share", [])]
 
 
 _COUNTS = ("bytes", "bytes16", "weights", "zeros", "removed", "flops")

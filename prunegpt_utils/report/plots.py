@@ -213,10 +213,12 @@ def criteria_curves(curves: pd.DataFrame) -> Figure | None:
     """Perplexity (log) against sparsity after one cut, a line a criterion and scope.
 
     Args:
-        curves: DataFrame with criterion, scope, sparsity, perplexity.
+        curves: of `frames.one_shot_curves`, of one base model.
     """
     if _finite(curves.perplexity).empty:
         return left_out("the one-shot curves", "no cut left a perplexity that is a number")
+    if "model" in curves and curves.model.nunique() > 1:
+        return left_out("the one-shot curves", "they are of several base models")
     figure, axes = plt.subplots(figsize=(7.6, 4.8))
     for criterion in dict.fromkeys([*CRITERIA, *curves.criterion]):
         label, *look = CRITERIA.get(criterion, (criterion, "#000000", "P"))

@@ -78,6 +78,7 @@ def teacher_effect(table: pd.DataFrame, scored: Mapping[str, Mapping]) -> pd.Dat
             found, before = correct_of_both(*both)
             change = found - before
             half = 1.96 * change.std(ddof=1) / math.sqrt(len(change))
+            half = half or 3 / len(change)  # the rule of three, as in `forgetting.retained`
             mean, accuracies = change.mean(), (before.mean(), found.mean())
             ends = mean, mean - half, mean + half
             rows.append((taught, task, ratio, len(change), *accuracies, *ends))
