@@ -17,7 +17,7 @@ from functools import partial
 from unittest.mock import patch
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.distributed import device
@@ -29,7 +29,9 @@ SIZES = {  # name -> (layers, width, heads, vocabulary, tokens a window, windows
     "tiny": (2, 32, 2, 97, 16, 2),
     "2M": (3, 192, 3, 2048, 128, 8),
     "124M": (12, 768, 12, 50257, 256, 1),
+    "135M": (30, 576, 9, 49152, 256, 4),  # SmolLM2's; the others are GPT-2's
 }
+SMOLLM2 = {"num_key_value_heads": 3, "intermediate_size": 1536}
 
 
 def options(about, arguments):
@@ -70,6 +72,21 @@ def gpt2(size, activation="gelu_pytorch_tanh", **changes):
     }  # fmt: skip
     torch.manual_seed(0)
     return GPT2LMHeadModel(GPT2Config(**settings | changes)).eval().to(device())
+
+
+def model_of(size, stock=False, **changes):
+    """`gpt2`, or of the size 135M a Llama of SmolLM2's shape; `stock` as transformers makes it."""
+    if size != "135M":
+        return gpt2(size, *["gelu_new"] * stock, **changes)
+    layers, width, heads, vocabulary, block, _ = SIZES[size]
+    eager = not stock and device().type == "cpu"
+    settings = {
+        "vocab_size": vocabulary, "max_position_embeddings": block + 1, "hidden_size": width,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "tie_word_embeddings": True,
+        "use_cache": False, "attn_implementation": "eager" if eager else "sdpa", **SMOLLM2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**settings | changes)).eval().to(device())
 
 
 def random_ids(*shape, vocabulary):
@@ -132,9 +149,12 @@ def ratio(seconds, above, below):
 
 
 def matrices(size):
-    """[(inputs, outputs)] of the matrix products of a GPT-2: four a block, and the head."""
-    layers, width, _, vocabulary, *_ = SIZES[size]
+    """[(inputs, outputs)] of the matrix products of `model_of`: those of a block, and the head."""
+    layers, width, heads, vocabulary, *_ = SIZES[size]
     block = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+    if size == "135M":
+        few, inner = width // heads * SMOLLM2["num_key_value_heads"], SMOLLM2["intermediate_size"]
+        block = [(width, width)] * 2 + [(width, few), (width, inner)] * 2 + [(inner, width)]
     return [*block * layers, (width, vocabulary)]
 
 

@@ -17,9 +17,9 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from benchmarks.side_by_side import (
     SIZES,
-    gpt2,
     in_new_process,
     matrices,
+    model_of,
     options,
     products,
     random_ids,
@@ -35,14 +35,19 @@ from prunegpt_utils.tokenization import batch_indices
 from prunegpt_utils.training import train
 
 # size -> (steps a turn, steps whose losses are compared, goals: Trainer, Trainer in bf16, peak)
-CASES = {"2M": (12, 20, ">= 1.3", ">= 1.15", ""), "124M": (6, 3, ">= 1.7", ">= 1.15", ">= 0.7")}
+CASES = {
+    "2M": (12, 20, ">= 1.3", ">= 1.15", ""),
+    "124M": (6, 3, ">= 1.7", ">= 1.15", ">= 0.7"),
+    "135M": (4, 2, "", ">= 1.15", ">= 0.7"),
+}
+WITH_TEACHER = ("tiny", "2M", "124M")
 TAUGHT = {"alpha": 0.67, "temperature": 2.0}
 TOLERANCE = 1e-3  # nats between the losses of equal steps, both in float32
 
 
 def ours(size, text, config):
     """(loss of each evaluated step, seconds of each step) of this project's loop."""
-    model = gpt2(size)
+    model = model_of(size)
     times = _timed(model)
     with tempfile.TemporaryDirectory() as folder:
         result = train(model, text, text[0], folder, config, _teacher(size, config), label="ours")
@@ -75,7 +80,7 @@ def peer(size, text, config, bf16=False):
     labels = text.clone()
     labels[:, 0] = -100  # nothing predicts the first token, yet Trainer would divide by it
     data = [{"input_ids": text[line], "labels": labels[line]} for line in rows]
-    model, teacher = gpt2(size, "gelu_new"), _teacher(size, config, "gelu_new")
+    model, teacher = model_of(size, stock=True), _teacher(size, config, stock=True)
     times = _timed(model)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -90,10 +95,10 @@ def peer(size, text, config, bf16=False):
     return [line["loss"] for line in trainer.state.log_history if "loss" in line], _gaps(times)
 
 
-def _teacher(size, config, *activation):
+def _teacher(size, config, stock=False):
     if not config.alpha:
         return None
-    return frozen_copy(gpt2(size, *activation, initializer_range=0.05))
+    return frozen_copy(model_of(size, stock, initializer_range=0.05))
 
 
 def _timed(model):
@@ -169,7 +174,8 @@ def main(arguments=None):
     smoke, turns = options(__doc__, arguments)
     cases = {"tiny": (4, 3, "", "", "")} if smoke else CASES
     rows = [line for size, case in cases.items() for line in measure(size, case, turns)]
-    for size, (steps, compared, *_) in cases.items():
+    for size in [size for size in cases if size in WITH_TEACHER]:
+        steps, compared, *_ = cases[size]
         rows += measure(size, (steps, compared, "", "", ""), turns, **TAUGHT)
     return write("training_step", "training step", rows, smoke)
 
