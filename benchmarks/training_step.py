@@ -51,8 +51,7 @@ def ours(size, text, config):
     times = _timed(model)
     with tempfile.TemporaryDirectory() as folder:
         result = train(model, text, text[0], folder, config, _teacher(size, config), label="ours")
-    train_only = times[: config.steps]  # evaluations follow, or come between if losses are asked
-    return [line["loss"] for line in result["history"]], _gaps(train_only)
+    return [line["loss"] for line in result["history"]], _gaps(times)
 
 
 def peer(size, text, config, bf16=False):
@@ -102,9 +101,17 @@ def _teacher(size, config, stock=False):
 
 
 def _timed(model):
-    """List that gets the time of each forward pass as it begins."""
+    """List that gets the time of each forward pass of training as it begins.
+
+    Those without a gradient are no steps: evaluations, and how the loop gets to know a model.
+    """
     times = []
-    model.base_model.register_forward_pre_hook(lambda *_: times.append(time.perf_counter()))
+
+    def note(*_):
+        if torch.is_grad_enabled():
+            times.append(time.perf_counter())
+
+    model.base_model.register_forward_pre_hook(note)
     return times
 
 

@@ -17,7 +17,9 @@ from benchmarks import (
     side_by_side,
     table,
     threads,
+    training_step,
 )
+from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.runs import paths, records
 
@@ -37,6 +39,18 @@ def test_each_benchmark_runs_and_says_on_what(name, runs_folder):
         assert all(isinstance(row[key], str) for key in ("case", "against", "measure", "goal"))
     assert {"device", "threads", "torch", "commit", "dirty"} <= set(record["environment"])
     assert any("seconds" in row for row in record["rows"])
+
+
+@pytest.mark.parametrize("arm", ["ours", "peer"])
+@pytest.mark.parametrize("taught", [{}, training_step.TAUGHT])
+def test_what_is_timed_are_the_steps_and_nothing_else(arm, taught):
+    """Neither evaluations nor the small passes by which our loop gets to know a model."""
+    config = TrainConfig(
+        4, 1e-4, batch=2, evaluations=2, warmup=0.0, lr_schedule="linear", **taught
+    )
+    text = side_by_side.random_ids(8, 17, vocabulary=97)
+    _, gaps = getattr(training_step, arm)("tiny", text, config)
+    assert len(gaps) == 3
 
 
 def test_every_script_is_in_the_table():
