@@ -99,8 +99,10 @@ def speed_by_share(table: pd.DataFrame) -> Figure:
             axes.plot(x, y, color=colour, marker=marker, label=label)
             if y[0] < 1 < y[-1]:  # share and log speed, interpolated where the line is crossed
                 even = np.interp(0, np.log(y), x)
+                # in the axes
+                place, side = ((8, -16), "left") if even < 0.6 else ((-6, 6), "right")
                 axes.annotate(
-                    f"breaks even at {100 * even:.0f} %", (even, 1), (6, -14), color=colour,
+                    f"breaks even at {100 * even:.0f} %", (even, 1), place, color=colour, ha=side,
                     textcoords="offset points", fontsize=9.5,
                 )  # fmt: skip
         axes.axhline(1, color="#000000", linewidth=1.2, linestyle=(0, (6, 3)))
