@@ -7,11 +7,11 @@ Beside the algorithms as the papers write them, on a block of GPT-2 124M's shape
 import copy
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.side_by_side import (
     SIZES,
     gpt2,
+    model_of,
     options,
     random_ids,
     ratio,
@@ -22,7 +22,6 @@ from benchmarks.side_by_side import (
 )
 from prunegpt_utils.calibration import calibrate
 from prunegpt_utils.criteria import CRITERIA
-from prunegpt_utils.distributed import device
 from prunegpt_utils.masks import prune
 from prunegpt_utils.modeling import input_axes, prunable_layers, prunable_weights
 
@@ -149,15 +148,10 @@ def measure(size, windows, block, depths, turns, goals):
 
 def smollm2_block(windows, block, turns, goals):
     """Rows of one block of SmolLM2-135M's shape: three keys for nine heads, a gate beside `up`."""
-    shape = LlamaConfig(
-        vocab_size=97, hidden_size=576, intermediate_size=1536, num_hidden_layers=1,
-        num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=block,
-        use_cache=False, attn_implementation="eager",
-    )  # fmt: skip
 
     def model():
-        torch.manual_seed(0)
-        return LlamaForCausalLM(shape).eval().to(device())
+        changes = {"vocab_size": 97, "num_hidden_layers": 1, "max_position_embeddings": block}
+        return model_of("135M", **changes)
 
     few = list(random_ids(windows, 1, block + 1, vocabulary=97))
     return beside_papers("SmolLM2's shape, ", model, few, block, turns, goals)

@@ -78,7 +78,7 @@ def check(values):
 def measure(size, tokens, block, batch, turns, goal, goal_limit):
     """Rows of one size."""
     model = gpt2(size, n_positions=block)
-    stock = gpt2(size, "gelu_new", n_positions=block)
+    stock = gpt2(size, stock=True, n_positions=block)
     ids, rows = random_ids(tokens, vocabulary=SIZES[size][3]), []
     for name, stride in (("disjoint", block), (f"stride {block // 2}", block // 2)):
         values, spans = {}, rolling_windows(len(ids), block, stride)

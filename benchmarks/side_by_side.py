@@ -54,21 +54,22 @@ def options(about, arguments):
     return chosen.smoke, 1 if chosen.smoke else chosen.turns
 
 
-def gpt2(size, activation="gelu_pytorch_tanh", **changes):
+def gpt2(size, stock=False, **changes):
     """A GPT-2 with random weights, the same at each call; no dropout, so that losses compare.
 
-    With `gelu_new` it is as transformers makes it, else as `modeling.load_model` would load it.
+    If `stock` it is as transformers makes it, else as `modeling.load_model` would load it.
 
     Args:
         size: key of `SIZES`.  changes: of its configuration.
     """
     layers, width, heads, vocabulary, block, _ = SIZES[size]
-    ours = activation != "gelu_new" and device().type == "cpu"
+    eager = not stock and device().type == "cpu"
     settings = {
         "vocab_size": vocabulary, "n_positions": block + 1, "n_embd": width, "n_layer": layers,
         "n_head": heads, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
-        "use_cache": False, "activation_function": activation, "bos_token_id": 0,
-        "eos_token_id": 0, "attn_implementation": "eager" if ours else "sdpa",
+        "use_cache": False, "bos_token_id": 0, "eos_token_id": 0,
+        "activation_function": "gelu_new" if stock else "gelu_pytorch_tanh",
+        "attn_implementation": "eager" if eager else "sdpa",
     }  # fmt: skip
     torch.manual_seed(0)
     return GPT2LMHeadModel(GPT2Config(**settings | changes)).eval().to(device())
@@ -77,7 +78,7 @@ def gpt2(size, activation="gelu_pytorch_tanh", **changes):
 def model_of(size, stock=False, **changes):
     """`gpt2`, or of the size 135M a Llama of SmolLM2's shape; `stock` as transformers makes it."""
     if size != "135M":
-        return gpt2(size, *["gelu_new"] * stock, **changes)
+        return gpt2(size, stock, **changes)
     layers, width, heads, vocabulary, block, _ = SIZES[size]
     eager = not stock and device().type == "cpu"
     settings = {

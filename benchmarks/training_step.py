@@ -181,9 +181,9 @@ def main(arguments=None):
     smoke, turns = options(__doc__, arguments)
     cases = {"tiny": (4, 3, "", "", "")} if smoke else CASES
     rows = [line for size, case in cases.items() for line in measure(size, case, turns)]
-    for size in [size for size in cases if size in WITH_TEACHER]:
-        steps, compared, *_ = cases[size]
-        rows += measure(size, (steps, compared, "", "", ""), turns, **TAUGHT)
+    for size, (steps, compared, *_) in cases.items():
+        if size in WITH_TEACHER:
+            rows += measure(size, (steps, compared, "", "", ""), turns, **TAUGHT)
     return write("training_step", "training step", rows, smoke)
 
 

@@ -28,7 +28,7 @@ from prunegpt_utils.splits import (
 
 JOINER = "\n\n"  # between documents, as in the usual WikiText protocol
 _FORMATS = (".txt", ".jsonl", ".parquet")
-_REPLACED = {"builtins.input", "faulthandler.enable", "faulthandler.register"}  # by a kernel
+_REPLACED = {"builtins.input", "faulthandler.enable", "faulthandler.register"}  # by kernels
 
 
 @dataclass
@@ -190,8 +190,8 @@ def _compiled_docstrings(name):
     """Docstrings of a module without source (`builtins`, `math`, ...) and of what it holds."""
     module = importlib.import_module(name)
     texts = [module.__doc__]
-    for member, thing in sorted(vars(module).items()):
-        own = getattr(thing, "__module__", None) == name and f"{name}.{member}" not in _REPLACED
+    for key, thing in sorted(vars(module).items()):
+        own = getattr(thing, "__module__", None) == name and f"{name}.{key}" not in _REPLACED
         if own and callable(thing):
             texts.append(inspect.getdoc(thing))
             if inspect.isclass(thing):

@@ -12,6 +12,8 @@ from prunegpt_utils.forward import eval_mode
 from prunegpt_utils.modeling import input_axes, prunable_layers, prunable_weights
 from prunegpt_utils.sparsegpt import check_blocks, sparsegpt
 
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
+
 
 def prune(
     model: PreTrainedModel, criterion: str, sparsity: float, scope: str,
@@ -181,9 +183,6 @@ def apply_masks(model: PreTrainedModel, masks: dict[str, torch.Tensor]) -> None:
         # sign a compressor would have to keep.
         bits = _INTEGERS[weights[name].element_size()]
         weights[name].detach().view(bits).mul_(mask.view(torch.uint8))
-
-
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
 
 
 def measure_sparsity(model: PreTrainedModel) -> dict[str, float]:

@@ -92,11 +92,15 @@ def load_stock(folder: Path, **options: object) -> PreTrainedModel:
     model, found = AutoModelForCausalLM.from_pretrained(
         folder, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **options
     )
-    problems = {"missing": "lacks", "unexpected": "has no place for", "mismatched": "does not fit"}
-    for kind, problem in problems.items():
-        if found[f"{kind}_keys"]:
-            raise ValueError(f"it {problem} {', '.join(sorted(map(str, found[f'{kind}_keys'])))}")
+    _check_keys(*(found[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")))
     return model
+
+
+def _check_keys(missing, unexpected, mismatched=()):
+    problems = {"lacks": missing, "has no place for": unexpected, "does not fit": mismatched}
+    for problem, keys in problems.items():
+        if keys:
+            raise ValueError(f"it {problem} {', '.join(sorted(map(str, keys)))}")
 
 
 def _load_fewer_heads(folder, config, **options):
@@ -105,10 +109,8 @@ def _load_fewer_heads(folder, config, **options):
     keep_heads(model, [range(config.heads_kept)] * config.num_hidden_layers)
     files = sorted(folder.glob("*.safetensors"))
     tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    if missing := sorted({name for name, _ in model.named_parameters()} - tensors.keys()):
-        raise ValueError(f"it lacks {', '.join(missing)}")
-    if unexpected := model.load_state_dict(tensors, strict=False).unexpected_keys:
-        raise ValueError(f"it has no place for {', '.join(sorted(unexpected))}")
+    missing = {name for name, _ in model.named_parameters()} - tensors.keys()
+    _check_keys(missing, model.load_state_dict(tensors, strict=False).unexpected_keys)
     return model
 
 

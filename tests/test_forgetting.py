@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prunegpt_utils.report import figure_files, forgetting, recovery
+from prunegpt_utils.report import figure_files, forgetting, frames, recovery
 
 
 def scores(digits, chance=0.25, name="items"):
@@ -184,7 +184,7 @@ def test_recovery_is_drawn_a_panel_a_cut_of_what_validation_chose():
             ("two-four-distilled", "2:4", 0.5, 1.3, 0.2)]  # fmt: skip
     rows = pd.DataFrame([
         {"base_recipe": recipe, "recipe": f"{recipe}-{ratio}", "requested": share, "ratio": ratio,
-         "cut": recovery._what_went({"parameters": {"scope": scope}}, share), "task": task,
+         "level": frames.level(scope, share), "task": task,
          "share": left, "low": left - 0.1, "high": left + 0.1}
         for recipe, scope, share, ratio, left in arms for task in ("blimp", "lambada")
     ])  # fmt: skip

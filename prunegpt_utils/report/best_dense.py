@@ -51,8 +51,8 @@ def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
         table = table.assign(**{kind + name: values for name, values in ratios.items()})
     # by text, tokens and window too: under one name there can be others
     scored = [
-        {(name, windows[name]): each for name, each in texts.items()}
-        for texts, windows in table[["texts", "text_windows"]].values
+        {(name, settings[name]): each for name, each in texts.items()}
+        for texts, settings in table[["texts", "text_settings"]].values
     ]
     of = dict(zip(table.run, scored, strict=True))
     pairs = [(mine, of.get(dense, {})) for mine, dense in zip(scored, table.dense_run, strict=True)]

@@ -21,11 +21,11 @@ _COLUMNS = (
     "blocks", "sparsity", "scope", "criterion", "model_sparsity", "perplexity", "test", "tokens",
     "seconds", "untaught", "model", "size", "init_from", "steps", "total", "best_step", "lr",
     "validation_tokens", "test_tokens", "paired_half", "window", "windows", "fidelity", "texts",
-    "text_windows", "bytes16",
+    "text_settings", "bytes16",
 )  # fmt: skip
 PRETRAINED_SMALL = ("small", "small-distilled")  # nothing is gone; the axis `model` is the size
 # columns whose cells are no numbers or short texts
-OBJECTS = ["axes", "untaught", "windows", "fidelity", "texts", "text_windows", "text_ratios"]
+OBJECTS = ["axes", "untaught", "windows", "fidelity", "texts", "text_settings", "text_ratios"]
 # what was asked to go; what went differs a little from seed to seed, and so makes no groups
 REQUESTED = best_dense.GROUP[1:]
 
@@ -53,7 +53,7 @@ def frame(
         checkpoint was kept), lr (the peak learning rate), tokens of both splits, paired_half (half
         of the interval of `nll_gain_over_baseline`, nats), windows (losses of the test text by
         window of `window` tokens), fidelity, texts ({name: perplexity} of further texts),
-        text_windows ({name: its hash, scored tokens and window}), bytes16 (see `stored_bytes`, 2
+        text_settings ({name: its hash, scored tokens and window}), bytes16 (see `stored_bytes`, 2
         bytes a value), and the columns of `best_dense.with_ratios`. What is published and missing
         travels along as attributes.
     """
@@ -96,12 +96,12 @@ def _row(record):
         "windows": (record.get("nll_by_window") or {}).get("test"),
         "fidelity": record.get("fidelity"),
         "texts": {name: float(each["metrics"]["perplexity"]) for name, each in texts},
-        "text_windows": {name: _which_text(each, p) for name, each in texts},
+        "text_settings": {name: _text_setting(each, p) for name, each in texts},
         "bytes16": stored_bytes(record, 2),
     }  # fmt: skip
 
 
-def _which_text(scored, p):
+def _text_setting(scored, p):
     return scored["sha256"], scored["metrics"]["tokens"], p.get("also_block_size")
 
 
@@ -200,7 +200,7 @@ def with_one_shot(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     asked = rows.requested.where(rows.requested > 0, rows.sparsity)
     rows = rows.assign(patterned=rows.scope.astype(str).str.contains(":"), asked=asked)
     rows = rows.sort_values(["patterned", "asked"], kind="stable")
-    rows["level"] = [_level(*of) for of in zip(rows.scope, rows.asked, strict=True)]
+    rows["level"] = [level(*of) for of in zip(rows.scope, rows.asked, strict=True)]
     rows["method"] = [_method(row) for row in rows.to_dict("records")]
     known = curves.assign(sparsity=curves.sparsity.astype(float).round(6))
     known = known.set_index(["model", "criterion", "scope", "sparsity", "seed"]).perplexity
@@ -219,8 +219,8 @@ def _method(row):
     return row["recipe"] if row["axes"] else gradual.get(row["base_recipe"], row["base_recipe"])
 
 
-def _level(scope, share):
-    """`90 %`; of a pattern the pattern, with the share if that is only some of the way there."""
+def level(scope: str, share: float) -> str:
+    """What was asked to go: `90 %`; of a pattern that, with the share if it is only part of it."""
     if ":" not in scope:
         return f"{100 * share:g} %"
     n, m = map(int, scope.split(":"))

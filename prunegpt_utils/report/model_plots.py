@@ -7,6 +7,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from prunegpt_utils.report.figure_files import left_out, log_axes, percent_axis
+from prunegpt_utils.report.methods import METHODS
 
 
 def training_history(histories: dict, title: str = "") -> Figure | None:
@@ -74,11 +75,11 @@ def mask_picture(masks: list, titles: list[str]) -> Figure:
     return figure
 
 
-KINDS = {  # of `seconds_by_share` -> (label, colour, marker), those of `methods.style_of`
-    "sparse": ("zeros that are skipped", "#0072B2", "o"),
-    "narrow": ("fewer neurons and heads", "#009E73", "s"),
-    "shallow": ("fewer blocks", "#CC79A7", "D"),
-    "small": ("narrower throughout", "#332288", "^"),
+KINDS = {  # of `seconds_by_share` -> (label, recipe that has its colour, marker)
+    "sparse": ("zeros that are skipped", "gradual-distilled", "o"),
+    "narrow": ("fewer neurons and heads", "narrow", "s"),
+    "shallow": ("fewer blocks", "shallow", "D"),
+    "small": ("narrower throughout", "small", "^"),
 }
 
 
@@ -94,12 +95,13 @@ def speed_by_share(table: pd.DataFrame) -> Figure:
     )
     for axes, use in zip(panels[0], uses, strict=True):
         for kind, rows in table[table.use == use].groupby("kind", sort=False):
-            label, colour, marker = KINDS[kind]
+            label, recipe, marker = KINDS[kind]
+            colour = METHODS[recipe][1]
             x, y = rows.removed_share.to_numpy(), rows["times as fast"].to_numpy()
             axes.plot(x, y, color=colour, marker=marker, label=label)
             if y[0] < 1 < y[-1]:  # share and log speed, interpolated where the line is crossed
                 even = np.interp(0, np.log(y), x)
-                # in the axes
+                # the name stays in the axes
                 place, side = ((8, -16), "left") if even < 0.6 else ((-6, 6), "right")
                 axes.annotate(
                     f"breaks even at {100 * even:.0f} %", (even, 1), place, color=colour, ha=side,

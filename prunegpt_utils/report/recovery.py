@@ -13,6 +13,7 @@ from prunegpt_utils.protocols import exp
 from prunegpt_utils.report import figure_files
 from prunegpt_utils.report.figure_files import percent_axis
 from prunegpt_utils.report.forgetting import ABILITIES, COLUMNS, correct_of_both, retained
+from prunegpt_utils.report.frames import level
 from prunegpt_utils.runs import paths, task_records
 from prunegpt_utils.runs.records import read_study
 
@@ -26,9 +27,9 @@ def trained(records: Sequence[dict], scored: Mapping[str, Mapping]) -> pd.DataFr
         scored: {run: scores}, see `runs.task_records.scored`.
 
     Returns:
-        DataFrame with run, recipe, base_recipe, cut (what went, such as `50 %` or `2:4`; empty of a
-        dense run), requested (the sparsity asked for), ratio (of the perplexities on the validation
-        text), task, and what `retained` returns.
+        DataFrame with run, recipe, base_recipe, level (see `frames.level`), requested (the sparsity
+        asked for), ratio (of the perplexities on the validation text), task, and what `retained`
+        returns.
     """
     by_name, rows = {record["run"]: record for record in records}, []
     cut = [record for record in records if record["sparsity"]["prunable"] > 0]
@@ -42,16 +43,11 @@ def trained(records: Sequence[dict], scored: Mapping[str, Mapping]) -> pd.DataFr
             ratio = exp(next(ends) - next(ends))
             asked = record["sparsity"].get("requested", record["sparsity"]["prunable"])
             names = run, record["recipe"], record["base_recipe"]
-            arm = *names, _what_went(record, asked), asked, ratio
+            arm = *names, level(record["parameters"].get("scope", ""), asked), asked, ratio
             for task, *both in _of_both(scored[run], scored[whole]):
                 rows.append((*arm, task, *retained(*both).values()))
-    columns = ["run", "recipe", "base_recipe", "cut", "requested", *COLUMNS[5:]]
+    columns = ["run", "recipe", "base_recipe", "level", "requested", *COLUMNS[5:]]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _what_went(record, asked):
-    scope = record["parameters"].get("scope", "")
-    return "" if not asked else scope if ":" in scope else f"{100 * asked:g} %"
 
 
 def _of_both(one, other):
@@ -104,15 +100,15 @@ def recovered(rows: pd.DataFrame) -> Figure:
     """
     known = [recipe for recipes, *_ in _RECOVERED.values() for recipe in recipes]
     rows = rows[rows.base_recipe.isin(known) & (rows.requested > 0)]
-    cuts = rows.sort_values("requested").cut.unique()
+    levels = rows.sort_values("requested").level.unique()
     figure, panels = plt.subplots(
-        1, max(1, len(cuts)), figsize=(4.2 * max(1, len(cuts)) + 1.4, 4.6), sharex=True,
+        1, max(1, len(levels)), figsize=(4.2 * max(1, len(levels)) + 1.4, 4.6), sharex=True,
         sharey=True, squeeze=False, layout="constrained",
     )  # fmt: skip
     tasks = [task for task in ABILITIES if task in set(rows.task)][::-1]
-    for axes, cut in zip(panels[0], cuts, strict=False):
+    for axes, cut in zip(panels[0], levels, strict=False):
         for shift, (label, (recipes, colour, marker)) in enumerate(_RECOVERED.items(), -1):
-            mine = rows[(rows.cut == cut) & rows.base_recipe.isin(recipes)]
+            mine = rows[(rows.level == cut) & rows.base_recipe.isin(recipes)]
             if len(mine):
                 ratios = np.exp(np.log(mine.ratio).groupby(mine.recipe).mean())
                 mine = mine[mine.recipe == ratios.idxmin()]
