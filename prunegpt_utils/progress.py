@@ -25,6 +25,12 @@ class _Line:
         """Nothing is buffered."""
 
 
+def _in_kernel():
+    """Whether this process runs a notebook; one that has merely imported a kernel does not."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel")
+
+
 class ProgressBar(tqdm):
     """A progress bar over optimizer steps that also says loss and speed.
 
@@ -32,7 +38,7 @@ class ProgressBar(tqdm):
     """
 
     def __init__(self, total, label, path=None, initial=0, quiet=False):
-        notebook = "ipykernel" in sys.modules and not sys.stderr.isatty()
+        notebook = _in_kernel()
         self.tokens, self.path, self.written, self.began = 0, path, 0.0, time.monotonic()
         super().__init__(
             total=total, desc=label, initial=initial, bar_format=_FORM, mininterval=1.0,

@@ -1,5 +1,6 @@
 import errno
 import math
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,6 +25,7 @@ from prunegpt_utils import (
 )
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.progress import ProgressBar
 from prunegpt_utils.schedules import PruningSchedule
 from prunegpt_utils.tokenization import windows
 from prunegpt_utils.training import train
@@ -215,6 +217,14 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(tmp_path, ids):
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     ]
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_process_that_has_imported_a_kernel_is_no_notebook(monkeypatch):
+    """As one that executes notebooks: there is no cell whose output could be rewritten."""
+    monkeypatch.setitem(sys.modules, "ipykernel", Mock())
+    with ProgressBar(2, "training") as bar:
+        bar.advance(8)
+    assert bar.disable
 
 
 def test_gradients_from_before_are_no_part_of_the_first_step(tmp_path, ids):
