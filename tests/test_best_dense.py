@@ -37,7 +37,8 @@ def test_validation_chooses_and_test_is_reported():
     assert over.loc["gradual-s90-seed1"].tolist() == [1.5, 1.0, 1.5]  # 27 / 18, 60 / 60, 60 / 40
     assert over.loc["control-s0-seed0"].tolist() == [1.25, 0.6, 1.0]
     (name,) = best_dense.names(frames.frame(found))
-    assert name == "dense + teacher (10 steps; its learning rate was not swept)"
+    remark = "its learning rate was not swept, so that a better one may exist"
+    assert name == f"dense + teacher (10 steps; {remark})"
 
 
 def test_the_mean_over_seeds_chooses_not_the_luckiest_seed():
@@ -72,7 +73,10 @@ def test_a_run_is_compared_with_the_dense_models_of_its_length():
     assert math.isnan(over["gradual-steps100-s90-seed1"])  # nobody trained a dense one at this seed
     assert over["one-shot-s90-seed0"] == 1.8  # of the model that was cut
     _, few, many = best_dense.names(frames.frame(found))
-    assert few == "dense control (10 steps; no other dense model was trained for as many)"
+    assert (
+        few
+        == "dense control (10 steps; in this study no other dense model was trained for as many)"
+    )
     assert many == "dense control, learning rate 0.1 (100 steps)"  # of two rates the better
 
 
@@ -83,7 +87,7 @@ def test_a_dense_model_with_one_learning_rate_only_is_said_to_have_it():
     (name,) = best_dense.names(frames.frame(swept + once))
     assert name == "dense control, learning rate 0.1 (10 steps)"
     (name,) = best_dense.names(frames.frame(swept[:1] + once))
-    assert name.endswith("learning rate 0.1 (10 steps; its learning rate was not swept)")
+    assert name.endswith("its learning rate was not swept, so that a better one may exist)")
 
 
 def test_zeros_from_scratch_are_compared_with_as_many_steps_in_all():
@@ -140,13 +144,16 @@ def with_windows(run, losses):
     return run | {"protocol": protocol, "nll_by_window": {"validation": [0.0], "test": losses}}
 
 
-def paired():
-    """Two seeds whose differences to the dense model, averaged, are 0.1 nats in every window."""
-    dense, noise = [2.0, 3.0] * 8, [0.05, -0.05] * 8
+def paired(apart=0.0):
+    """Two seeds whose differences to the dense model, averaged, are 0.1 nats in every window.
+
+    Of the whole text their differences are 0.1 + `apart` and 0.1 - `apart`.
+    """
+    dense, noise = [2.0, 3.0] * 8, [apart + 0.05, apart - 0.05] * 8
     found = [with_windows(run_at("control", seed, 20.0, 20.0), dense) for seed in (0, 1)]
     for seed, sign in ((0, 1), (1, -1)):
         losses = [loss + 0.1 + sign * extra for loss, extra in zip(dense, noise, strict=True)]
-        test = 20 * math.exp(0.1)
+        test = 20 * math.exp(0.1 + sign * apart)
         found += [with_windows(run_at("gradual-distilled", seed, 25.0, test, 0.9), losses)]
     return found
 
@@ -158,6 +165,19 @@ def test_the_interval_is_of_the_difference_averaged_over_seeds():
     low, high = next(iter(best_dense.intervals(frames.frame([found[0], found[2]])).values()))
     assert low < math.exp(0.1) < high  # one seed leaves its noise in
     assert math.exp(0.05) <= low and high <= math.exp(0.15)
+
+
+def test_the_interval_is_of_other_seeds_too():
+    (interval,) = best_dense.intervals(frames.frame(paired(apart=0.01))).values()
+    half = 12.706204736 * 0.01  # t s / sqrt 2, where s is 0.01 sqrt 2; the text adds nothing
+    assert interval == pytest.approx((math.exp(0.1 - half), math.exp(0.1 + half)))
+    table = frames.frame(paired(apart=0.01))
+    table["windows"] = [
+        {"test": [loss + 0.02 * (k < 8) * (share > 0) for k, loss in enumerate(each["test"])]}
+        for each, share in zip(table.windows, table.requested, strict=True)
+    ]
+    ((low, high),) = best_dense.intervals(table).values()
+    assert math.log(high / low) / 2 == pytest.approx(math.hypot(half, 0.005), rel=1e-3)
 
 
 def test_records_without_windows_have_no_interval_and_no_column():
@@ -218,9 +238,12 @@ def test_the_answer_says_how_sure_it_is():
     protocol = found[0]["protocol"]
     found += [run_at("gradual", seed, 30.0, 30.0, 0.9, protocol=protocol) for seed in (0, 1)]
     text = tables.answer(frames.frame(found))
-    line = "a teacher 1.11 ± <0.01 x the test perplexity of the best dense model"
+    line = "a teacher 1.11 ± <0.01 x the test perplexity of the dense control"
     assert f"{line} (95 % interval 1.11 to 1.11), without one 1.50 ± <0.01 x; 2 seeds." in text
-    assert "chosen on the validation text: dense control (10 steps; no other" in text
+    assert "chosen on the validation text: dense control (10 steps; in this" in text
+    brief = tables.verdict(frames.frame(found))
+    assert "1.11 x the test perplexity of the dense control (1.11 to 1.11), without one" in brief
+    assert brief.endswith("1.50 x (2 seeds, 95 % intervals).")  # of the other nobody knows windows
     one = tables.answer(frames.frame([run for run in found if run["seed"] == 0]))
     assert "without one 1.50 x; one seed." in one
 
@@ -231,7 +254,8 @@ def test_what_a_text_tells_apart_falls_with_the_root_of_its_tokens():
     for run in found:
         run["metrics"]["test"]["tokens"] = 3600  # four times those of the validation text
     assert best_dense.told_apart(frames.frame(found)) == pytest.approx(0.005)
-    assert "less than about 0.5 %" in tables.notes(frames.frame(found))[0]
+    test, validation, *_ = tables.notes(frames.frame(found))
+    assert "less than about 0.5 %" in test and "less than about 1.0 %" in validation
     assert best_dense.told_apart(frames.frame(paired())) == pytest.approx(0)
     assert "apart" not in tables.notes(frames.frame(found[:1]))[0]  # nothing known of it
 
@@ -262,7 +286,7 @@ def test_where_rates_were_swept_each_arm_stands_at_its_own():
         )
     ]  # fmt: skip
     text = tables.answer(frames.frame(found))
-    line = "with a teacher 1.20 x the test perplexity of the best dense model"
+    line = "with a teacher 1.20 x the test perplexity of the dense control"
     assert f"{line}, without one 1.50 x; one seed." in text
     small = [
         run_at("narrow", 0, ppl, ppl, axes={"neuron_sparsity": share}, neuron_sparsity=share,

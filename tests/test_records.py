@@ -35,7 +35,12 @@ def test_a_record_comes_back_and_names_what_made_it(runs_folder):
         record["environment"]
     )
     assert record["environment"]["processor"].startswith(processor_name().split(",")[0])
-    assert list(record) == sorted(record)
+    assert list(record) == sorted(record) and "peak_lr" not in record["training"]
+
+
+def test_a_record_has_the_rate_that_the_optimizer_saw(runs_folder):
+    run = records.open_run("02_pruning", P | {"lr": 0.01, "lr_scaling": 0.5, "sparsity": 0.75})
+    assert records.write(run, **measured())["training"]["peak_lr"] == pytest.approx(0.02)
 
 
 def test_a_record_with_other_parameters_is_never_overwritten():

@@ -8,6 +8,7 @@ import pandas as pd
 
 from prunegpt_utils.protocols import exp
 from prunegpt_utils.report.methods import method_label
+from prunegpt_utils.report.statistics import half_width
 
 # runs of a group differ by their seeds alone
 GROUP = ["recipe", "requested", "neurons", "heads", "blocks"]
@@ -115,15 +116,16 @@ def small_models(table: pd.DataFrame) -> pd.DataFrame:
     return small.assign(recipe=small.recipe + " " + sizes)
 
 
-def intervals(table: pd.DataFrame) -> dict[tuple, tuple[float, float]]:
-    """95 % intervals of the test ratio to the best dense model, over the windows of the text.
+def intervals(table: pd.DataFrame, split: str = "test") -> dict[tuple, tuple[float, float]]:
+    """95 % intervals of the ratio to the best dense model: what other text and seeds change.
 
-    The difference of two models in a window is averaged over the seeds; the interval is that of
-    `evaluation.paired_window_difference`. It says what other text of the
-    kind could change, and nothing of other seeds.
+    Two errors, each with the half-width of its own 95 % interval, in nats: that of the text, over
+    its windows (the difference of two models in a window, averaged over the seeds, see
+    `evaluation.paired_window_difference`), and that of the seeds, by Student's t, of which one seed
+    says nothing. Taken for independent, their squares add up.
 
     Args:
-        table: of `frames.frame`.
+        table: of `frames.frame`.  split: of the text, test or validation.
 
     Returns:
         dict: {values of `GROUP`: (low, high)}, ratios of perplexities, of the groups whose records
@@ -133,36 +135,52 @@ def intervals(table: pd.DataFrame) -> dict[tuple, tuple[float, float]]:
     windows, found = table.set_index("run").windows, {}
     known = table[table.dense_run.notna() & (table.run != table.dense_run)]
     for group, runs in known.groupby(GROUP, sort=False):
-        pairs = [(windows[run], windows[dense]) for run, dense in runs[["run", "dense_run"]].values]
-        tokens, window = runs[["test_tokens", "window"]].iloc[0]
-        counts = {len(one) if isinstance(one, list) else 0 for pair in pairs for one in pair}
+        pairs = [
+            (windows[run].get(split, []), windows[dense].get(split, []))
+            for run, dense in runs[["run", "dense_run"]].values
+        ]
+        tokens, window = runs[[f"{split}_tokens", "window"]].iloc[0]
+        counts = {len(one) for pair in pairs for one in pair}
         if counts == {-(-tokens // window)} and tokens >= 2 * window:
             ours, theirs = map(tuple, np.mean(pairs, axis=0))
-            found[group] = _interval(ours, theirs, tokens, window)
+            text = _over_text(ours, theirs, tokens, window)
+            ratios = (runs.test_ratio if split == "test" else runs.ratio).astype(float)
+            seeds = half_width(np.log(ratios)) if len(runs) > 1 else 0.0
+            apart = (math.hypot(text[end] - text["mean"], seeds) for end in ("low", "high"))
+            low, high = (text["mean"] + side for side in (-next(apart), next(apart)))
+            found[group] = exp(low), exp(high)
     return found
 
 
 @functools.lru_cache(maxsize=1024)  # one page asks for the same several times
-def _interval(ours, theirs, tokens, window):
-    """95 % interval of the ratio of perplexities, of losses by window."""
+def _over_text(ours, theirs, tokens, window):
+    """Mean difference of losses by window, and its 95 % interval, nats."""
     from prunegpt_utils.evaluation import paired_window_difference  # imports torch
 
-    found = paired_window_difference(ours, theirs, tokens, window)
-    return exp(found["low"]), exp(found["high"])
+    return paired_window_difference(ours, theirs, tokens, window)
 
 
-def told_apart(table: pd.DataFrame) -> float:
-    """Difference of losses, nats, that the test text can tell: half of a usual paired interval.
+def told_apart(table: pd.DataFrame, split: str = "test") -> float:
+    """Difference of losses, nats, that a text can tell: half of a usual paired interval.
 
     The median over the groups of `intervals`; of records without losses by window, that of their
     paired intervals on the validation text, scaled by the root of the ratio of the numbers of
     tokens, as the error of a mean falls with the root of their number. NaN without either.
     """
-    found = intervals(table).values()
+    found = intervals(table, split).values()
     if found:
         return float(np.median([math.log(high / low) / 2 for low, high in found]))
-    scale = (table.validation_tokens / table.test_tokens) ** 0.5
+    scale = (table.validation_tokens / table[f"{split}_tokens"]) ** 0.5
     return float((table.paired_half * scale).median())
+
+
+def kind(table: pd.DataFrame) -> str:
+    """What the models that runs are compared with are called: a control where nothing else is."""
+    tried = _candidates(table)
+    best = tried[tried.run.isin(table.dense_run)]
+    beside = tried[tried.total.isin(best.total)]
+    alone = set(best.base_recipe) == {"control"} and beside.recipe.nunique() == 1
+    return "dense control" if alone else "best dense model tried"
 
 
 def names(table: pd.DataFrame) -> list[str]:
@@ -198,7 +216,7 @@ def names(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-_ALONE = "no other dense model was trained for as many"
-_UNSWEPT = "its learning rate was not swept"
+_ALONE = "in this study no other dense model was trained for as many"
+_UNSWEPT = "its learning rate was not swept, so that a better one may exist"
 _FEWER = "another did better at the seeds that it has, which are fewer"
 _BEATEN = "a dense model of fewer steps is better"

@@ -51,8 +51,8 @@ def frame(
         `comparable.base_models`), size (of the base model: its weights that may be pruned),
         init_from, steps, total (with those of the runs it went on from) and best_step (of which the
         checkpoint was kept), lr (the peak learning rate), tokens of both splits, paired_half (half
-        of the interval of `nll_gain_over_baseline`, nats), windows (losses of the test text by
-        window of `window` tokens), fidelity, texts ({name: perplexity} of further texts),
+        of the interval of `nll_gain_over_baseline`, nats), windows ({split: losses by window of
+        `window` tokens}), fidelity, texts ({name: perplexity} of further texts),
         text_settings ({name: its hash, scored tokens and window}), bytes16 (see `stored_bytes`, 2
         bytes a value), and the columns of `best_dense.with_ratios`. What is published and missing
         travels along as attributes.
@@ -88,12 +88,12 @@ def _row(record):
         "tokens": training["tokens"], "seconds": training["seconds"],
         "model": record["model"]["name"], "size": record["model"]["prunable"],
         "init_from": p.get("init_from", ""), "steps": steps,
-        "lr": peak_lr(p) if steps and "lr" in p else math.nan,
+        "lr": training.get("peak_lr") or (peak_lr(p) if steps and "lr" in p else math.nan),
         "best_step": training.get("best_step"),
         **{f"{split}_tokens": metrics[split]["tokens"] for split in ("validation", "test")},
         "paired_half": (gain["high"] - gain["low"]) / 2 if "high" in gain else math.nan,
         "window": record["protocol"]["block_size"] - 1,
-        "windows": (record.get("nll_by_window") or {}).get("test"),
+        "windows": record.get("nll_by_window") or {},
         "fidelity": record.get("fidelity"),
         "texts": {name: float(each["metrics"]["perplexity"]) for name, each in texts},
         "text_settings": {name: _text_setting(each, p) for name, each in texts},

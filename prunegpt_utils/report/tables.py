@@ -150,16 +150,24 @@ def notes(table: pd.DataFrame) -> list[str]:
     if known.empty:
         return []
     test, validation = (int(known[name].max()) for name in ("test_tokens", "validation_tokens"))
-    told, best = best_dense.told_apart(table), best_dense.names(table)
-    apart = f"; it cannot tell apart what differs by less than about {100 * math.expm1(told):.1f} %"
+    best = best_dense.names(table)
     found = [
         f"The test text ({test:,} tokens) was scored once a run and chose nothing"
-        f"{apart if told == told else ''}.",
-        f"The validation text ({validation:,} tokens) chose checkpoints and learning rates.",
+        f"{_apart(table, 'test')}.",
+        f"The validation text ({validation:,} tokens) chose checkpoints and learning rates"
+        f"{_apart(table, 'validation')}.",
         "± is the standard deviation over seeds.",
     ]
+    if best_dense.intervals(table):
+        found.append("The interval is over other text and, of several seeds, over other seeds too.")
     chosen = "*Best dense* is the dense model of as many steps that validation chose: "
     return [*found, f"{chosen}{', '.join(best)}."] if best else found
+
+
+def _apart(table, split):
+    told = best_dense.told_apart(table, split)
+    least = f"{100 * math.expm1(told):.1f} %"
+    return f"; it cannot tell apart what differs by less than about {least}" * (told == told)
 
 
 def markdown(table: pd.DataFrame, folder: str, groups: Collection[str] = ()) -> str:
@@ -212,10 +220,11 @@ def verdict(table: pd.DataFrame, sparsities: Collection[float] = (0.5, 0.9)) -> 
     found = {share: arms for share, arms in arms_of(table).items() if share in sparsities}
     text = "; ".join(
         f"with {100 * share:.0f} % of the block weights gone, a sparse model has "
-        f"{_sentence(table, arms, False)}"
+        f"{_sentence(table, arms, brief=True)}"
         for share, arms in found.items()
     )
-    return f"{text[0].upper()}{text[1:]} ({_seeds(found.values())})." if text else ""
+    known = ", 95 % intervals" if best_dense.intervals(table) else ""
+    return f"{text[0].upper()}{text[1:]} ({_seeds(found.values())}{known})." if text else ""
 
 
 def short(table: pd.DataFrame) -> str:
@@ -280,12 +289,12 @@ def _arms_of_sweeps(table):
             yield sparsity, {name: list(each.run) for name, each in arms.items() if len(each)}
 
 
-def _sentence(table, arms, intervals=True):
-    """Ratios to the best dense model, an arm each."""
+def _sentence(table, arms, brief=False):
+    """Ratios to the best dense model, an arm each; `brief` has their intervals and no spread."""
     parts = []
     for name, runs in arms.items():
-        ratio, over = _in_words(table, pd.Series(runs), intervals)
-        to = "" if parts else " the test perplexity of the best dense model"
+        ratio, over = _in_words(table, pd.Series(runs), brief)
+        to = "" if parts else f" the test perplexity of the {best_dense.kind(table)}"
         if name == SMALL:
             row = table[table.run == runs[0]].iloc[0]
             share = row.bytes16 / table[table.run.isin(arms["with a teacher"])].bytes16.mean()
@@ -303,14 +312,14 @@ def _seeds(found):
     return f"{many} seeds" if high > 1 else "one seed"
 
 
-def _in_words(table, runs, intervals=True):
-    """Test ratio of some runs, ± standard deviation over seeds; its interval over the text."""
+def _in_words(table, runs, brief):
+    """Test ratio of some runs, and its interval; with its standard deviation unless `brief`."""
     ratios = table[table.run.isin(runs)].test_ratio
     paired = best_dense.intervals(table[table.run.isin([*runs, *table.dense_run.dropna()])])
     group = tuple(table.loc[table.run == runs.iloc[0], best_dense.GROUP].iloc[0])
-    known = intervals and group in paired
-    over = " (95 % interval {:.2f} to {:.2f})".format(*paired[group]) if known else ""
-    return f"{ratios.mean():.2f}{_plus_or_minus(ratios.std())} x", over
+    over = "{:.2f} to {:.2f}".format(*paired[group]) if group in paired else ""
+    over = over and f" ({over})" if brief else over and f" (95 % interval {over})"
+    return f"{ratios.mean():.2f}{'' if brief else _plus_or_minus(ratios.std())} x", over
 
 
 def fidelity_table(found: dict) -> pd.DataFrame:

@@ -64,6 +64,7 @@ class Parameters(BaseModel):
 
     study: str = _text("must be letters, digits, '.', '_' or '-', at most 160", _NAME)
     trained_study: str = _text("must be letters, digits, '.', '_' or '-', at most 160", _NAME)
+    dense_study: str = _text("must be letters, digits, '.', '_' or '-', at most 160", _NAME)
     recipe: str = _text("must be letters, digits, '.', '_' or '-', at most 160", _NAME)
     model: str = _text(
         "must name a model: pydocs-base, smollm2-135m, a folder or a hub id", least=1

@@ -95,9 +95,12 @@ def write(run: Run, **content: Any) -> dict:
     Raises:
         ParameterError: what was measured does not make a record.
     """
+    from prunegpt_utils.config import peak_lr
     from prunegpt_utils.distributed import choose_precision, processes
 
     p, planned = run.parameters, run.planned
+    if "lr" in p and (training := content.get("training", {})).get("steps"):
+        content["training"] = training | {"peak_lr": peak_lr(p)}
     precision = choose_precision(p.get("precision", "auto"))  # in which its trainings ran
     record = _as_json({
         "schema": schema.SCHEMA, "study": p["study"], "run": run.name, "recipe": p["recipe"],

@@ -126,6 +126,7 @@ class _Training(_Part):
     tokens: int
     seconds: float
     best_step: int | None = None
+    peak_lr: float | None = None  # that the optimizer saw, see `config.peak_lr`
     flops: dict[str, int] | None = None  # of the student, and of the teacher as it read for it
     history: list[dict] | None = None
     made_by: _Maker | None = None
