@@ -67,14 +67,14 @@ def locate_smollm2(package: Package = SMOLLM2) -> Path:
     Raises:
         ParameterError: it is not to be had, or is another file than the pinned one.
     """
-    from safetensors import SafetensorError  # what a full disk raises while weights are written
-
     try:
         if not package.folder.exists():  # it is put there whole
             with acquire(cache() / f"{package.name}.lock"):
                 if not package.folder.exists():
                     _make(package)
-    except (OSError, RuntimeError, KeyError, SafetensorError) as error:
+    except ParameterError:
+        raise
+    except Exception as error:  # each library has its own for a full disk or an odd file
         raise _refusal(package, one_line(error)) from error
     return package.folder
 

@@ -228,6 +228,11 @@ def test_groups_of_columns_can_be_switched_on():
     assert line["texts"] == ("15.00", "3.00")
     found[1]["also_scored"]["wikitext"]["sha256"] = "cd"  # another text of that name
     assert frames.frame(found).text_ratios.tolist()[-1] == {}
+    found[2]["parameters"]["also_score"] = "wikitext lambada"
+    table = frames.frame(found)
+    first, *_, last = tables.rows(table, lambda run, seed: "", ["texts"])
+    assert last[6:-1] == ("15.00", "", "needs lambada", "")  # of those that asked for it
+    assert first[-3] == ""
     assert set(tables.headings(frames.frame(found[:1]), tables.GROUPS)).isdisjoint(
         {"wikitext", "KL divergence, nats a token"}
     )

@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from prunegpt_utils.report import figure_files, forgetting, frames, recovery
+from prunegpt_utils.errors import ParameterError
+from prunegpt_utils.report import cuts, figure_files, forgetting, frames, recovery
 
 
 def scores(digits, chance=0.25, name="items"):
@@ -18,11 +20,12 @@ def scores(digits, chance=0.25, name="items"):
 
 
 def test_what_is_left_is_counted_from_a_guess():
-    found = forgetting.retained(scores("1100"), scores("1110"))
+    found = forgetting.retained(scores("1100" * 10), scores("1110" * 10))
     assert (found["accuracy"], found["dense"], found["share"]) == (0.5, 0.75, 0.5)
-    # of each item (a - c) - share (d - c): 3/8, 3/8, -5/8, -1/8; sd 0.4787, error of the mean / 0.5
-    half = 1.96 * math.sqrt(11 / 48) / 2 / 0.5
+    # of each item (a - c) - share (d - c): 3/8, 3/8, -5/8, -1/8; error of the mean of 40, over 0.5
+    half = 1.96 * math.sqrt(11 / 64 * 40 / 39 / 40) / 0.5
     assert found["high"] - found["share"] == pytest.approx(half)
+    assert found["share"] - found["low"] == pytest.approx(half)
     dense = scores("1110")
     same = forgetting.retained(dense, dense)
     assert (same["share"], same["low"], same["high"]) == (1, 1, 1)
@@ -33,9 +36,15 @@ def test_another_model_with_the_same_answers_is_not_known_to_be_the_same():
     assert (found["share"], found["low"], found["high"]) == (1, -0.5, 2.5)  # 3 / 4 of 1 / 2
 
 
-def test_none_right_of_a_few_items_is_not_none_of_all():
-    found = forgetting.retained(scores("0000", 0), scores("1110", 0))
-    assert (found["share"], found["low"], found["high"]) == (0, 0, 1)  # 3 / 4 of 3 / 4
+@pytest.mark.parametrize("right", range(forgetting.FEW))
+def test_few_right_answers_have_exact_intervals(right):
+    """Of each end a binomial distribution has as much beyond what was seen as it should."""
+    found = forgetting.retained(scores("1" * right + "0" * (94 - right), 0), scores("10" * 47, 0))
+    assert found["share"] == pytest.approx(right / 47)
+    above = stats.binom(94, found["high"] / 2).cdf(right)
+    below = stats.binom(94, found["low"] / 2).sf(right - 1)
+    assert above == pytest.approx(0.025) and below == pytest.approx(0.025 if right else 1)
+    assert found["low"] >= 0
 
 
 def test_a_dense_model_that_only_guesses_has_nothing_to_lose():
@@ -208,6 +217,32 @@ def test_the_figure_says_its_numbers():
     assert set(drawn.panel) == {"SparseGPT", "magnitude"}
     produced = drawn[(drawn.panel == "SparseGPT") & (drawn.series == "capital, produced")]
     assert produced.y.tolist() == pytest.approx([1, 4 / 7, 0])
+
+
+def test_several_seeds_are_averaged_and_scopes_have_panels():
+    one, other = cut_record(), cut_record(scored=("11111110", "11111110", "11110000")) | {"seed": 1}
+    rows = forgetting.by_task([one, other]).query("task == 'capitals_produced'")
+    ends = rows.groupby("sparsity").high.mean()
+    assert ends[0.3] > 1 > rows.high.min()  # one seed alone would say that it is less
+    assert math.isnan(forgetting.first_lost(rows).less.iloc[0]) == (ends[0.8] >= 1)
+    shown = forgetting.same_items([one, other], "capitals_produced", list("abcdefgh"))
+    assert shown["SparseGPT", 0.3].tolist() == [True] * 4 + [False] * 3
+    for point in other["one_shot_curve"]:
+        point["scope"] = "global"
+    figure = forgetting.curves(forgetting.by_task([one, other]))
+    assert [axes.get_title("left") for axes in figure.axes] == [
+        "SparseGPT, global", "SparseGPT, uniform",
+    ]  # fmt: skip
+
+
+def test_one_cut_with_two_outcomes_is_refused():
+    assert len(cuts.cuts([cut_record(), cut_record()])) == len(cuts.cuts([cut_record()]))
+    other = cut_record()
+    other["one_shot_curve"][0]["validation"] = loss(21)
+    with pytest.raises(
+        ParameterError, match="'tiny' was cut in one way with two outcomes: sparsegpt"
+    ):
+        cuts.cuts([cut_record(), other])
 
 
 def test_the_answer_is_of_one_criterion_and_says_its_intervals():

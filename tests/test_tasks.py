@@ -272,6 +272,16 @@ def test_all_runs_of_a_study_are_scored_once(study, capsys):
     assert task_records.todo("mine", "blimp", 2) == {}
     assert "scored on 2 samples" in task_records.todo("mine", "blimp", 3)["gradual-s50-seed0"]
     assert "on lambada" in task_records.todo("mine", "blimp lambada", 2)["gradual-s50-seed0"]
+    assert task_records.scored(study / "records").keys() == {f"gradual-s50-seed{k}" for k in (0, 1)}
+    ways = {"samples": 3, "code": record["code"] | {"tasks": "0"}}
+    ways["environment"] = record["environment"] | {"precision": "another"}
+    for key, value in ways.items():  # neither a lower nor a higher score would mean anything
+        records.put(study / "tasks" / "gradual-s50-seed0.json", record | {key: value})
+        name = "precision" if key == "environment" else key
+        with pytest.raises(
+            ParameterError, match=f"seed1' was scored with other {name} than gradual"
+        ):
+            task_records.scored(study / "records")
 
 
 def test_what_is_stale_or_damaged_is_seen(study, monkeypatch, capsys):

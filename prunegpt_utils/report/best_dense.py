@@ -52,7 +52,7 @@ def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
         table = table.assign(**{kind + name: values for name, values in ratios.items()})
     # by text, tokens and window too: under one name there can be others
     scored = [
-        {(name, settings[name]): each for name, each in texts.items()}
+        {(name, settings[name]): each for name, each in texts.items() if name in settings}
         for texts, settings in table[["texts", "text_settings"]].values
     ]
     of = dict(zip(table.run, scored, strict=True))

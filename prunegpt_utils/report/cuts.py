@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from itertools import product
+from itertools import cycle, product
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from prunegpt_utils.errors import ParameterError
 from prunegpt_utils.protocols import exp
 from prunegpt_utils.report.figure_files import INK, log_axes
 from prunegpt_utils.report.methods import CRITERIA, TEXT_LABELS
@@ -26,6 +27,9 @@ def cuts(records: Sequence[dict]) -> pd.DataFrame:
         DataFrame with model, criterion, scope, sparsity, seed, text (`OWN` or a name of
         `also_score`), perplexity, and nats: by how much the mean loss of a token is above that of
         the dense model that was cut, so that exp(nats) is the ratio of their perplexities.
+
+    Raises:
+        ParameterError: one cut of one seed has two outcomes, so that they are not of one model.
     """
     rows = []
     for record in records:
@@ -36,7 +40,12 @@ def cuts(records: Sequence[dict]) -> pd.DataFrame:
             for text, found in ({OWN: point["validation"]} | (point.get("also") or {})).items():
                 nats = found["nll"] - dense[text]["nll"]
                 rows.append((*arm, record["seed"], text, float(found["perplexity"]), nats))
-    return pd.DataFrame(rows, columns=list(_COLUMNS))
+    table = pd.DataFrame(rows, columns=list(_COLUMNS)).drop_duplicates(ignore_index=True)
+    twice = table[table.duplicated(list(_COLUMNS[:-2]))]
+    for model, criterion, scope, sparsity, seed in twice[list(_COLUMNS[:5])].values:
+        cut = f"{criterion}, {scope}, {sparsity:g}, seed {seed}"
+        raise ParameterError("model", model, f"was cut in one way with two outcomes: {cut}")
+    return table
 
 
 def dense_rows(records: Sequence[dict]) -> pd.DataFrame:
@@ -148,11 +157,11 @@ def ratio_curves(rows: pd.DataFrame, text: str, title: str) -> Figure:
     """Perplexity over that of the dense model (log) against sparsity, a line a criterion and model.
 
     Args:
-        rows: of `cuts`, of one or two models; the second is dashed.  text: whose rows are drawn;
-            of a model that lacks it, those of its own text.
+        rows: of `cuts`; the second of several models is dashed.  text: whose rows are drawn; of a
+            model that lacks it, those of its own text.
     """
     figure, axes = plt.subplots(figsize=(7.6, 4.8))
-    kinds, models = {}, dict(zip(rows.model.unique(), ("-", "--"), strict=False))
+    kinds, models = {}, dict(zip(rows.model.unique(), cycle(("-", "--", ":", "-.")), strict=False))
     for model, dashes in models.items():
         mine = rows[(rows.model == model) & ~rows.scope.str.contains(":")]
         mine = mine[mine.text == (text if (mine.text == text).any() else OWN)]

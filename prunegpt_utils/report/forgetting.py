@@ -23,6 +23,7 @@ ABILITIES = {
     "elements_produced": ("chemical symbol, produced", "#E69F00", "v"),
     "capitals_produced": ("capital, produced", "#D55E00", "v"),
 }
+FEW = 10  # right answers, below which a normal distribution is too narrow, or goes below none
 COLUMNS = (
     "model", "criterion", "scope", "seed", "sparsity", "ratio", "task", "items", "chance",
     "accuracy", "dense", "share", "low", "high",
@@ -34,8 +35,9 @@ def retained(found: Mapping, dense: Mapping) -> dict[str, float]:
 
     The interval is that of a ratio of means over the same items (delta method, Cochran 1977,
     section 6.4), on both sides 1.96 standard errors: what other items of the kind could change. It
-    says nothing of another cut. Of n items of which none is right it ends at 3 / n (Hanley and
-    Lippman-Hand 1983); where none of them was answered otherwise than before, 3 / n of them may be.
+    says nothing of another cut. Where fewer than `FEW` answers are right its ends are those of the
+    accuracy, exact (Clopper and Pearson 1934), with the dense model's as it was measured; where no
+    item was answered otherwise than before, 3 / n of them may be (Hanley and Lippman-Hand 1983).
 
     Args:
         found, dense: of one task, as `tasks.scoring.score_tasks` returns them.
@@ -49,14 +51,22 @@ def retained(found: Mapping, dense: Mapping) -> dict[str, float]:
     (right, before), chance = correct_of_both(found, dense), found["chance"]
     gain = before.mean() - chance
     gain = gain if gain > 0 else math.nan  # a dense model that guesses has nothing to lose
-    share, rare = (right.mean() - chance) / gain, 3 / len(right)
+    share = (right.mean() - chance) / gain
     rest = (right - chance) - share * (before - chance)  # of each item
     half = 1.96 * rest.std(ddof=1) / math.sqrt(len(rest)) / gain
+    low, high = share - half, share + half
     if found is not dense and (right == before).all():
-        half = rare / gain
-    high = share + half if right.any() else (rare - chance) / gain
+        low, high = (share + sign * 3 / len(rest) / gain for sign in (-1, 1))
+    elif found is not dense and right.sum() < FEW:
+        low, high = ((end - chance) / gain for end in _exact_interval(right))
     means = {"accuracy": right.mean(), "dense": before.mean(), "share": share}
-    return {"items": len(rest), "chance": chance, **means, "low": share - half, "high": high}
+    return {"items": len(rest), "chance": chance, **means, "low": low, "high": high}
+
+
+def _exact_interval(right):
+    from scipy import stats  # half a second, for who needs an interval
+
+    return stats.binomtest(int(right.sum()), len(right)).proportion_ci()
 
 
 def correct_of_both(found: Mapping, other: Mapping) -> tuple[np.ndarray, np.ndarray]:
@@ -126,13 +136,13 @@ def first_lost(rows: pd.DataFrame, share: float = 0.5) -> pd.DataFrame:
     Returns:
         DataFrame: index criterion and ability; `less`, the lowest sparsity whose interval lies
         below all of the dense model's ability, and `at most`, the lowest sparsity whose interval
-        lies below `share` of it; NaN if there is none.
+        lies below `share` of it; NaN if there is none. Ends of several seeds are averaged.
     """
     found = {}
     for (criterion, task), group in rows.groupby(["criterion", "task"], sort=False):
-        limits = {"less": 1.0, "at most": share}
+        limits, high = {"less": 1.0, "at most": share}, group.groupby("sparsity").high.mean()
         found[CRITERIA[criterion][0], ABILITIES[task][0]] = {
-            name: group.sparsity[group.high < limit].min() for name, limit in limits.items()
+            name: high[high < limit].index.min() for name, limit in limits.items()
         }
     index = ["criterion", "ability"]
     return pd.DataFrame(found).T.rename_axis(index) if found else pd.DataFrame(columns=["less"])
@@ -208,33 +218,36 @@ def same_items(records: Sequence[dict], task: str, items: Sequence[str]) -> pd.D
 
     Returns:
         DataFrame of booleans: a row an item that the dense model has right, a column (criterion,
-        sparsity).
+        sparsity); of several seeds the first.
     """
     columns, right = {}, None
     for record in records:
         whole = record.get("tasks") or {}
         for point in _with_dense(record.get("one_shot_curve") or [], whole, 0.0):
-            columns[CRITERIA[point["criterion"]][0], point["sparsity"]] = _correct(
-                point["tasks"][task]
-            )
-        right = _correct(whole[task]).astype(bool)
+            name = CRITERIA[point["criterion"]][0], point["sparsity"]
+            columns.setdefault(name, _correct(point["tasks"][task]))
+        right = _correct(whole[task]).astype(bool) if right is None else right
     return pd.DataFrame(columns, index=pd.Index(items)).astype(bool)[right]
 
 
 def curves(rows: pd.DataFrame) -> Figure:
-    """Share of each ability that is left against sparsity, a panel a criterion.
+    """Share of each ability that is left against sparsity, a panel a criterion and scope.
 
     Args:
-        rows: of `by_task`.
+        rows: of `by_task`. Seeds are averaged, and so are the ends of their intervals.
     """
-    criteria = [name for name in CRITERIA if name in set(rows.criterion)][::-1]
+    cut = rows[rows.sparsity > 0]
+    arms = [
+        (name, scope) for name in CRITERIA for scope in cut.scope[cut.criterion == name].unique()
+    ][::-1]
     figure, panels = plt.subplots(
-        1, len(criteria), figsize=(3.7 * len(criteria) + 0.6, 4.4), sharey=True, squeeze=False,
+        1, len(arms), figsize=(3.7 * len(arms) + 0.6, 4.4), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    for axes, criterion in zip(panels[0], criteria, strict=True):
+    for axes, (criterion, scope) in zip(panels[0], arms, strict=True):
         for place, (task, (label, colour, marker)) in enumerate(ABILITIES.items()):
-            mine = rows[(rows.criterion == criterion) & (rows.task == task)]
+            mine = rows[(rows.criterion == criterion) & (rows.scope == scope)]
+            mine = mine[mine.task == task]
             aside = Affine2D().translate(0.008 * (place - 2.5), 0)  # bars stand side by side
             style = {"color": colour, "transform": aside + axes.transData}
             if len(mine):
@@ -244,7 +257,9 @@ def curves(rows: pd.DataFrame) -> Figure:
                 axes.plot(mine.share, marker=marker, linestyle=lines, label=label, **style)
                 axes.errorbar(mine.index, mine.share, yerr=errors, fmt="none", **style)
         axes.axhline(0, color="#999999", linewidth=0.8)
-        axes.set(title=CRITERIA[criterion][0], xlabel="sparsity of the block matrices")
+        several = sum(name == criterion for name, _ in arms) > 1
+        title = CRITERIA[criterion][0] + f", {scope}" * several
+        axes.set(title=title, xlabel="sparsity of the block matrices")
         percent_axis(axes.xaxis)
         percent_axis(axes.yaxis)
     panels[0][0].set_ylabel("left of the dense model's, above a guess")

@@ -52,10 +52,10 @@ def frame(
         init_from, steps, total (with those of the runs it went on from) and best_step (of which the
         checkpoint was kept), lr (the peak learning rate), tokens of both splits, paired_half (half
         of the interval of `nll_gain_over_baseline`, nats), windows ({split: losses by window of
-        `window` tokens}), fidelity, texts ({name: perplexity} of further texts),
-        text_settings ({name: its hash, scored tokens and window}), bytes16 (see `stored_bytes`, 2
-        bytes a value), and the columns of `best_dense.with_ratios`. What is published and missing
-        travels along as attributes.
+        `window` tokens}), fidelity, texts ({name: perplexity} of further texts, NaN of one that was
+        not to be had), text_settings ({name: its hash, scored tokens and window}), bytes16 (see
+        `stored_bytes`, 2 bytes a value), and the columns of `best_dense.with_ratios`. What is
+        published and missing travels along as attributes.
     """
     found = [record for record in records if record["notebook"] not in _OTHER_NOTEBOOKS]
     table = pd.DataFrame([_row(record) for record in found], columns=_COLUMNS)
@@ -75,6 +75,7 @@ def _row(record):
     metrics, p, training = record["metrics"], record["parameters"], record["training"]
     gain, steps = record.get("nll_gain_over_baseline") or {}, training["steps"]
     texts = (record.get("also_scored") or {}).items()
+    asked = dict.fromkeys(p.get("also_score", "").split(), math.nan)
     return record | {
         "label": method_label(record["base_recipe"], record["axes"]),
         "requested": record["sparsity"].get("requested", record["sparsity"]["prunable"]),
@@ -95,7 +96,7 @@ def _row(record):
         "window": record["protocol"]["block_size"] - 1,
         "windows": record.get("nll_by_window") or {},
         "fidelity": record.get("fidelity"),
-        "texts": {name: float(each["metrics"]["perplexity"]) for name, each in texts},
+        "texts": asked | {name: float(each["metrics"]["perplexity"]) for name, each in texts},
         "text_settings": {name: _text_setting(each, p) for name, each in texts},
         "bytes16": stored_bytes(record, 2),
     }  # fmt: skip

@@ -104,14 +104,21 @@ def _fidelity():
 def _texts(table):
     for name in dict.fromkeys(name for texts in table.texts for name in texts):
         label = TEXT_LABELS.get(name, name)
-        yield Column(label, "texts", lambda row, n=name: _mean(row.texts, n, ""))
+        yield Column(
+            label, "texts", lambda row, n=name: _mean(row.texts, n, "") or _missing(row, n)
+        )
         title = f"x best dense ({label})"
         yield Column(title, "texts", lambda row, n=name: _mean(row.text_ratios, n, ".2f"))
+
+
+def _missing(row, name):
+    return f"needs {name}" if any(name in texts for texts in row.texts) else ""
 
 
 def _mean(found, name, spec):
     """Mean over the seeds that have it, as text; `spec` '' is that of a perplexity."""
     known = [each[name] for each in found if isinstance(each, dict) and name in each]
+    known = [value for value in known if value == value]  # NaN: the text was not to be had
     mean = math.fsum(known) / len(known) if known else math.nan
     text = format(mean, spec).replace("%", " %") if spec else number(mean)
     return text if math.isfinite(mean) else ""

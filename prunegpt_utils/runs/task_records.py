@@ -122,9 +122,25 @@ def _stale(record, study, run, tasks, samples, seed):
 
 
 def scored(folder: Path) -> dict[str, dict]:
-    """{run: scores} of the task scores beside the records in `folder`, see `score_tasks`."""
-    files = sorted(beside(folder).glob("*.json"))
-    return {path.stem: read(path)["tasks"] for path in files}
+    """{run: scores} of the task scores beside the records in `folder`, see `score_tasks`.
+
+    Raises:
+        ParameterError: they were not all scored in one way, so that they are not to be compared.
+    """
+    found = {path.stem: read(path) for path in sorted(beside(folder).glob("*.json"))}
+    for run, record in found.items():
+        first = next(iter(found.values()))
+        for key, value in _way(record).items():
+            if value != _way(first)[key]:
+                other = f"was scored with other {key} than {first['run']}"
+                raise ParameterError("tasks", run, f"{other}; `make tasks` scores them alike")
+    return {run: record["tasks"] for run, record in found.items()}
+
+
+def _way(record):
+    """What two scores must share to be compared."""
+    same = {key: record[key] for key in ("samples", "seed", "code")}
+    return same | {"precision": record["environment"]["precision"]}
 
 
 def read(path: Path) -> dict | None:
