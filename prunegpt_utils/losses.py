@@ -102,24 +102,28 @@ class _ChunkedLoss(torch.autograd.Function):
             part = slice(start, start + chunk)
             theirs = (teacher[0][part], teacher[1]) if teacher else None
             loss, grad_hidden[part], product = _chunk_gradients(
-                hidden[part], matrix, labels[part], theirs, options
+                hidden[part], matrix, labels[part], theirs, options, 1 / len(labels)
             )
             total += loss
             # to begin with zeros would be one more pass over all of it
             grad_weight = product.to(weight) if grad_weight is None else grad_weight.add_(product)
         ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.tokens = len(labels)
         return total / len(labels)
 
     @staticmethod
     def backward(ctx, grad):
         """Scale what forward stored, in place: a second backward is not to be had."""
-        scale = grad / ctx.tokens
-        return *(part.mul_(scale) for part in ctx.saved_tensors), None, None, None, None
+        parts = ctx.saved_tensors
+        if grad.device.type != "cpu" or grad != 1:  # 1 unless a step has several micro-batches
+            parts = tuple(part.mul_(grad) for part in parts)
+        return *parts, None, None, None, None
 
 
-def _chunk_gradients(hidden, matrix, labels, teacher, options):
-    """Sum of the losses of a chunk, and its gradients for `hidden` and `matrix`."""
+def _chunk_gradients(hidden, matrix, labels, teacher, options, scale):
+    """Sum of the losses of a chunk, and `scale` times its gradients for `hidden` and `matrix`.
+
+    The gradient of the logits is scaled, which fits a cache, and not that of the matrix.
+    """
     own, target = logits(hidden, matrix), logits(*teacher) if teacher else None
     total = hidden.new_zeros((), dtype=torch.float32)
     at_once = max(1, LOGITS_AT_ONCE // len(matrix))
@@ -128,7 +132,7 @@ def _chunk_gradients(hidden, matrix, labels, teacher, options):
         theirs = None if target is None else target[rows]
         losses, gradient = _losses_and_gradients(own[rows].float(), labels[rows], theirs, **options)
         total += losses.sum()
-        own[rows] = gradient
+        own[rows] = gradient.mul_(scale)
     return total, own @ matrix, own.T @ hidden
 
 

@@ -54,7 +54,8 @@ def test_scale_does_not_depend_on_batch_or_length():
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_chunks_give_the_gradients_of_the_whole(alpha, chunk, reverse):
+@pytest.mark.parametrize("factor", [1.0, 0.25])  # of one micro-batch of as many as it says
+def test_chunks_give_the_gradients_of_the_whole(factor, alpha, chunk, reverse):
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(30, 8, generator=generator, requires_grad=True)
     weight = torch.randn(29, 8, generator=generator, requires_grad=True)
@@ -65,8 +66,9 @@ def test_chunks_give_the_gradients_of_the_whole(alpha, chunk, reverse):
     wanted = torch.autograd.grad(whole, (hidden, weight))
     loss = mean_loss(hidden, weight, labels, teacher, alpha, 2.0, reverse, chunk)
     torch.testing.assert_close(loss, whole)
-    for ours, theirs in zip(torch.autograd.grad(loss, (hidden, weight)), wanted, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    found = torch.autograd.grad(loss, (hidden, weight), torch.tensor(factor))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, factor * theirs, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("at_once", [1, 5, 12])

@@ -235,6 +235,17 @@ def test_gradients_from_before_are_no_part_of_the_first_step(tmp_path, ids):
     assert modeling.fingerprint(model) == modeling.fingerprint(wanted)
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-9, 0.5, 1 - 1e-6, 1.0, 1 + 1e-6, 40.0, math.inf, math.nan])
+def test_gradients_are_clipped_as_torch_clips_them(size):
+    models = [torch.nn.Linear(3, 5), torch.nn.Linear(3, 5)]
+    for model in models:
+        model.weight.grad = torch.full((5, 3), size / 15**0.5)  # of this norm; the bias has none
+    training._clip_gradients(models[0], 1.0)
+    torch.nn.utils.clip_grad_norm_(models[1].parameters(), 1.0)
+    ours, theirs = (model.weight.grad for model in models)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
 def test_accumulation_equals_one_large_batch(tmp_path, ids):
     plans = [
         TrainConfig(steps=5, lr=1e-3, batch=b, gradient_accumulation_steps=a)
