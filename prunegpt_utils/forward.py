@@ -63,6 +63,35 @@ def training_attention(
     return fused_attention(model) if long else contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def sparse_lookup(model: PreTrainedModel) -> Iterator[None]:
+    """One backward pass in which the lookup of a tied embedding has the gradient of its rows alone.
+
+    Autograd would make it a matrix of the embedding's size, zero but for the tokens of the batch,
+    and add that to the head's gradient. Here the lookup reads another parameter in the same memory,
+    whose gradient is sparse; at the end the rows that it has are added, to the same bits. On a CPU,
+    where passes over memory are dear; elsewhere, and of other models, nothing is changed.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    weight = embedding.weight
+    if weight.device.type != "cpu" or head is None or head.weight is not weight:
+        yield
+        return
+    rows = torch.nn.Parameter(weight.detach())
+    embedding.weight, embedding.sparse = rows, True
+    try:
+        yield
+    finally:
+        embedding.weight, embedding.sparse = weight, False
+    if rows.grad is not None:
+        tokens, place = rows.grad._indices()[0].unique(return_inverse=True)
+        # what repeats is summed first, in the order that the dense gradient has
+        sums = torch.ops.aten.embedding_dense_backward(
+            rows.grad._values(), place, len(tokens), -1, False
+        )
+        weight.grad.index_add_(0, tokens, sums)
+
+
 def caps_attention(config: PretrainedConfig) -> bool:
     """Whether the logits of the attention have a soft cap, which no fused kernel of torch has."""
     return getattr(config, "attn_logit_softcapping", None) is not None

@@ -21,7 +21,7 @@ from prunegpt_utils.distributed import device_name, exclusive, make_accelerator,
 from prunegpt_utils.errors import environment_number
 from prunegpt_utils.evaluation import token_nll
 from prunegpt_utils.flops import training_flops
-from prunegpt_utils.forward import autocast, rounded_copy, training_attention
+from prunegpt_utils.forward import autocast, rounded_copy, sparse_lookup, training_attention
 from prunegpt_utils.losses import batch_loss
 from prunegpt_utils.modeling import prunable_weights
 from prunegpt_utils.progress import ProgressBar
@@ -155,14 +155,19 @@ class Trainer:
 
     def _accumulate_gradients(self, cached):
         """Mean loss of all micro-batches of a step, over all processes; gradients are added up."""
-        count, loss = self.config.gradient_accumulation_steps, 0.0
+        accelerator, count, loss = self.accelerator, self.config.gradient_accumulation_steps, 0.0
+        # sums of several gradients stay in autograd's order
+        lookup = (
+            sparse_lookup if count == accelerator.num_processes == 1 else contextlib.nullcontext
+        )
         for rows, last in self._micro_batches():
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped_model):
-                hidden = None if cached is None else cached(rows)
+            hidden = None if cached is None else cached(rows)
+            apart = contextlib.nullcontext if last else accelerator.no_sync
+            with apart(self.wrapped_model), lookup(self.model):
                 part = self.wrapped_model(self.windows[rows], hidden) / count
                 part.backward()
             loss += part.detach()
-        loss = self.accelerator.reduce(loss, "mean").item()
+        loss = accelerator.reduce(loss, "mean").item()
         if not math.isfinite(loss):
             step, kept = self.state.step + 1, self._last_checkpoint()
             raise FloatingPointError(f"loss: {loss} at step {step}; {kept}")
@@ -211,8 +216,7 @@ class Trainer:
 
     def _set_step_seed(self):
         """Seed dropout by step and process, so that a resumed run needs no generator's state."""
-        accelerator = self.accelerator
-        place = self.state.step * accelerator.num_processes + accelerator.process_index
+        place = self.state.step * self.accelerator.num_processes + self.accelerator.process_index
         torch.manual_seed(self.config.seed * 1_000_003 + place)
 
     def _progress_bar(self, label):
@@ -224,9 +228,8 @@ class Trainer:
             act(*arguments)
 
     def _last_checkpoint(self):
-        if self.state.saved_step:
-            return f"the checkpoint of step {self.state.saved_step} is kept in {self.folder.name!r}"
-        return "no checkpoint was written yet"
+        step, kept = self.state.saved_step, f"is kept in {self.folder.name!r}"
+        return f"the checkpoint of step {step} {kept}" if step else "no checkpoint was written yet"
 
 
 class _Objective(torch.nn.Module):

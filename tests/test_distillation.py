@@ -71,6 +71,18 @@ def test_chunks_give_the_gradients_of_the_whole(factor, alpha, chunk, reverse):
         torch.testing.assert_close(ours, factor * theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scaled_before_the_products_or_after_is_the_same_to_the_bit(dtype):
+    """Where the number of tokens is a power of two, as that of a batch usually is."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, matrix = (torch.randn(n, 8, generator=generator).to(dtype) for n in (32, 29))
+    arms = hidden, matrix, torch.arange(32) % 29, None, {"alpha": 0.0, "temperature": 1.0}
+    _, *whole = losses._chunk_gradients(*arms, 1.0)
+    _, *scaled = losses._chunk_gradients(*arms, 1 / 32)
+    for after, before in zip(whole, scaled, strict=True):
+        assert torch.equal(after / 32, before)
+
+
 @pytest.mark.parametrize("at_once", [1, 5, 12])
 def test_losses_a_few_rows_at_a_time_are_those_of_a_chunk(at_once, monkeypatch):
     rows, _, labels = logits_and_labels()

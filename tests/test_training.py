@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import math
 import sys
@@ -10,10 +11,12 @@ import pytest
 import torch
 from conftest import tiny_gpt2
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from prunegpt_utils import (
     checkpoints,
     evaluation,
+    forward,
     losses,
     masks,
     modeling,
@@ -235,7 +238,9 @@ def test_gradients_from_before_are_no_part_of_the_first_step(tmp_path, ids):
     assert modeling.fingerprint(model) == modeling.fingerprint(wanted)
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-9, 0.5, 1 - 1e-6, 1.0, 1 + 1e-6, 40.0, math.inf, math.nan])
+@pytest.mark.parametrize(
+    "size", [0.0, 1e-9, 0.5, 1 - 1e-6, 1.0, 1 + 1e-6, 40.0, math.inf, math.nan]
+)
 def test_gradients_are_clipped_as_torch_clips_them(size):
     models = [torch.nn.Linear(3, 5), torch.nn.Linear(3, 5)]
     for model in models:
@@ -244,6 +249,40 @@ def test_gradients_are_clipped_as_torch_clips_them(size):
     torch.nn.utils.clip_grad_norm_(models[1].parameters(), 1.0)
     ours, theirs = (model.weight.grad for model in models)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def tiny_llama():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=97, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, use_cache=False, tie_word_embeddings=True,
+    )).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama])
+@pytest.mark.parametrize("options", [{}, {"precision": "bf16"}, {"gradient_accumulation_steps": 2}])
+def test_a_lookup_of_few_rows_trains_to_the_same_bits(tmp_path, ids, monkeypatch, make, options):
+    """Some tokens stand in a batch more than twice, where the order of a sum shows."""
+    models, text = [make(), make()], windows(ids, 8) % 7
+    config = TrainConfig(4, 1e-2, batch=4, **options)
+    train(models[0], text, ids[:99], tmp_path / "rows", config)
+    monkeypatch.setattr(training, "sparse_lookup", contextlib.nullcontext)
+    train(models[1], text, ids[:99], tmp_path / "dense", config)
+    for ours, theirs in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_lookup_of_few_rows_makes_no_gradient_of_the_whole_embedding(ids):
+    model, text = tiny_gpt2(), windows(ids, 8)
+    embedding = model.get_input_embeddings()
+    with forward.sparse_lookup(model):
+        losses.batch_loss(model, text[:2], TrainConfig(1, 1e-2)).backward()
+        assert embedding.weight.grad.is_sparse
+        assert embedding.weight.data_ptr() == model.lm_head.weight.data_ptr()
+    assert embedding.weight is model.lm_head.weight and not embedding.sparse
+    with pytest.raises(ZeroDivisionError), forward.sparse_lookup(model):
+        1 / 0  # noqa: B018
+    assert embedding.weight is model.lm_head.weight and not embedding.sparse
 
 
 def test_accumulation_equals_one_large_batch(tmp_path, ids):
