@@ -11,11 +11,20 @@ import contextlib
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from benchmarks.side_by_side import SIZES, gpt2, options, random_ids, ratio, row, write
+from benchmarks.side_by_side import (
+    SIZES,
+    gpt2,
+    options,
+    random_ids,
+    ratio,
+    row,
+    training_step,
+    write,
+)
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.distributed import choose_precision
 from prunegpt_utils.efficiency import time_in_turns
-from prunegpt_utils.forward import lm_head, training_attention
+from prunegpt_utils.forward import lm_head, sparse_lookup, training_attention
 from prunegpt_utils.losses import batch_loss
 
 AT_ONCE = 1 << 22  # gradients converted before the optimizer takes them: some that fit a cache
@@ -72,28 +81,15 @@ class KeptCopies:
         yield part
 
 
-def plain(model, rows, config):
-    """A function that takes a step as `training.Trainer` does, and returns the loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
-
-    def step():
-        loss = batch_loss(model, rows, config)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(loss.detach())
-
-    return step
-
-
 def with_copies(model, rows, config):
-    """The same with kept copies."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
+    """`side_by_side.training_step` with kept copies."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+    )
     kept = KeptCopies(model, torch.bfloat16 if config.precision == "bf16" else torch.float32)
 
     def step():
-        with kept.in_use():
+        with kept.in_use(), sparse_lookup(model):
             loss = batch_loss(model, rows, config)
             loss.backward()
         norms = [torch.linalg.vector_norm(kept.gradient(w)) for w in model.parameters()]
@@ -116,7 +112,7 @@ def measure(size, turns):
     config = TrainConfig(1, 1e-4, batch=batch, precision=choose_precision())
     rows, models = random_ids(batch, block + 1, vocabulary=vocabulary), [gpt2(size), gpt2(size)]
     acts = {
-        "converted": plain(models[0].train(), rows, config),
+        "converted": training_step(models[0].train(), rows, config),
         "kept": with_copies(models[1].train(), rows, config),
     }
     with training_attention(models[0], block), training_attention(models[1], block):

@@ -9,11 +9,19 @@ import copy
 import torch
 from torch.nn.utils import prune as torch_prune
 
-from benchmarks.side_by_side import SIZES, gpt2, options, random_ids, ratio, row, write
+from benchmarks.side_by_side import (
+    SIZES,
+    gpt2,
+    options,
+    random_ids,
+    ratio,
+    row,
+    training_step,
+    write,
+)
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.distributed import choose_precision
 from prunegpt_utils.efficiency import time_in_turns
-from prunegpt_utils.losses import batch_loss
 from prunegpt_utils.masks import apply_masks, prune
 from prunegpt_utils.modeling import prunable_layers, prunable_weights
 
@@ -21,19 +29,15 @@ TOLERANCE = 1e-3  # nats between the losses of the two ways to hold a mask
 
 
 def stepper(model, rows, config, masks=None):
-    """A function that takes one training step and returns its loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
+    """A function that takes one training step, holds the masks and returns its loss."""
+    step = training_step(model, rows, config)
 
-    def step():
-        loss = batch_loss(model, rows, config)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if masks:
-            apply_masks(model, masks)
-        return float(loss.detach())
+    def masked():
+        loss = step()
+        apply_masks(model, masks)
+        return loss
 
-    return step
+    return masked if masks else step
 
 
 def under_torch_prune(model, masks):

@@ -10,16 +10,14 @@ import tempfile
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.side_by_side import SIZES, gpt2, options, random_ids, row, write
+from benchmarks.side_by_side import SIZES, gpt2, options, random_ids, row, training_step, write
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.distributed import choose_precision
 from prunegpt_utils.evaluation import token_nll
 from prunegpt_utils.forward import rounded_copy
-from prunegpt_utils.losses import batch_loss
 from prunegpt_utils.modeling import frozen_copy
 from prunegpt_utils.protocols import rolling_windows
 from prunegpt_utils.teacher_cache import cached_hidden_states
-from prunegpt_utils.training import keep_freed_memory
 
 # kind -> names of operations; the first that fits counts
 KINDS = {
@@ -56,27 +54,20 @@ def seconds_by_kind(act, repeats):
 def acts(size, folder):
     """{what: act}: a step without a teacher, with a live or cached one, and a perplexity."""
     *_, vocabulary, block, batch = SIZES[size]
-    keep_freed_memory()  # this, and rounding the teacher once, is what `train` does
     precision = choose_precision()
     rows = random_ids(batch, block + 1, vocabulary=vocabulary)
     model, teacher = gpt2(size).train(), frozen_copy(gpt2(size, initializer_range=0.05))
     cached = cached_hidden_states(teacher, rows, folder, precision).clone()
-    teacher = rounded_copy(teacher, precision)
+    teacher = rounded_copy(teacher, precision)  # as `train` has it read
     plain = TrainConfig(1, 1e-4, batch=batch, precision=precision)
     distilled = TrainConfig(1, 1e-4, batch=batch, precision=precision, alpha=0.67, temperature=2.0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step(config, *teaching):
-        batch_loss(model, rows, config, *teaching).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
+    step, taught = (training_step(model, rows, config) for config in (plain, distilled))
     text = rows.flatten()
     spans = rolling_windows(len(text), block, block)
     return {
-        f"step, {size}": lambda: step(plain),
-        f"step, {size}, a teacher reads along": lambda: step(distilled, teacher),
-        f"step, {size}, its hidden states are cached": lambda: step(distilled, teacher, cached),
+        f"step, {size}": step,
+        f"step, {size}, a teacher reads along": lambda: taught(teacher),
+        f"step, {size}, its hidden states are cached": lambda: taught(teacher, cached),
         f"perplexity, {size}": lambda: token_nll(model, text, spans),
     }
 

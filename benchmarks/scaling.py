@@ -1,25 +1,31 @@
-"""How do time and memory grow?
+"""How do time, memory and disk grow?
 
-Slopes on log-log axes: 1 is linear. Time of a step against parameters and against tokens, time of
-a threshold against weights, memory of a step against the length of its windows. And what a model
+Slopes on log-log axes: 1 is linear. Time of a step against parameters, tokens, vocabulary and the
+share of weights that a mask keeps, time of a threshold against weights, memory of a step against
+the length of its windows and against parameters, and the size of a checkpoint. And what a model
 would need that this machine cannot hold, of whose tensors only the shapes are made.
 """
 
+import math
 import statistics
+import tempfile
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from transformers import GPT2Config
 
-from benchmarks.side_by_side import gpt2, options, random_ids, row, slope, write
+from benchmarks import mask_cost
+from benchmarks.side_by_side import gpt2, options, random_ids, row, slope, training_step, write
 from prunegpt_utils.config import TrainConfig
-from prunegpt_utils.distributed import choose_precision
+from prunegpt_utils.distributed import choose_precision, make_accelerator
 from prunegpt_utils.efficiency import predicted_memory, time_in_turns, tracked_memory
 from prunegpt_utils.losses import batch_loss
-from prunegpt_utils.masks import make_masks
+from prunegpt_utils.masks import make_masks, prune
 from prunegpt_utils.modeling import count_parameters
 from prunegpt_utils.report import figure_files
+from prunegpt_utils.training import Trainer
 
 # (blocks, width, heads, vocabulary): 0.4M to 124M parameters
 MODELS = [(2, 96, 2, 2048), (3, 192, 3, 2048), (4, 384, 6, 8192), (8, 512, 8, 32768),
@@ -39,14 +45,16 @@ def stepper(shape, batch, block):
     model = gpt2("tiny", n_positions=block, **settings(shape)).train()
     rows = random_ids(batch, block + 1, vocabulary=shape[-1])
     config = TrainConfig(1, 1e-4, batch=batch, precision=choose_precision())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
+    return count_parameters(model)["parameters"], training_step(model, rows, config)
 
-    def step():
-        batch_loss(model, rows, config).backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
-    return count_parameters(model)["parameters"], step
+def masked_stepper(shape, batch, block, kept):
+    """A training step under masks that keep this share of the block weights."""
+    model = gpt2("tiny", n_positions=block, **settings(shape)).train()
+    masks = prune(model, "magnitude", 1 - kept, "global")
+    rows = random_ids(batch, block + 1, vocabulary=shape[-1])
+    config = TrainConfig(1, 1e-4, batch=batch, precision=choose_precision())
+    return mask_cost.stepper(model, rows, config, masks)
 
 
 def growth(act, over, acts, turns):
@@ -57,16 +65,48 @@ def growth(act, over, acts, turns):
     return row(f"time of a {act} against {over}", "", "slope", exponent, seconds=seconds, axes=axes)
 
 
+def grown(what, over, found, goal=None, **evidence):
+    """Row of the slope of some bytes over the numbers that they are named by."""
+    exponent = slope(list(found), found.values())
+    evidence |= {"bytes": found, "axes": [over, what]}
+    return row(f"{what} against {over}", "", "slope", exponent, goal, **evidence)
+
+
 def memory(shape, lengths):
-    """Row of the slope of a step's memory, beyond that of the model, over the windows' length."""
+    """Row of the slope of a step's memory, beyond that of one token, over the windows' length."""
     config = TrainConfig(1, 1e-4, batch=1, precision="bf16")
-    found = {length: tracked_memory(shape, config, length) for length in lengths}
-    first, *_, last = lengths
-    a_token = (found[last] - found[first]) / (last - first)
-    grown = slope(lengths, found.values())
-    what = "memory of a step against window length"
-    axes = ["tokens a window", "memory of a step of one window"]
-    return row(what, "", "slope", grown, "<= 1", bytes=found, bytes_a_token=a_token, axes=axes)
+    one = tracked_memory(shape, config, 1)
+    found = {length: tracked_memory(shape, config, length) - one for length in lengths}
+    what = "memory of a step, beyond one token"
+    return grown(what, "tokens a window", found, "<= 1.1", bytes_of_one_token=one)
+
+
+def memory_by_parameters(shapes, block):
+    """Row of the slope of a step's memory over the parameters of the model."""
+    config, found = TrainConfig(1, 1e-4, batch=1, precision="bf16"), {}
+    for shape in shapes:
+        model = GPT2Config(n_positions=block, **settings(shape))
+        size = count_parameters(gpt2("tiny", n_positions=block, **settings(shape)))["parameters"]
+        found[size] = tracked_memory(model, config, block)
+    return grown("memory of a step", "parameters", found)
+
+
+def disk_by_parameters(shapes, block):
+    """Row of the slope of a checkpoint's size over the parameters: weights, best ones, moments."""
+    config, found = TrainConfig(1, 1e-4, batch=2), {}
+    accelerator = make_accelerator(config.batch, True)
+    for shape in shapes:
+        model = gpt2("tiny", n_positions=block, **settings(shape)).train()
+        rows = random_ids(2, block + 1, vocabulary=shape[-1])
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(model, rows, config, None, accelerator, Path(folder))
+            batch_loss(model, rows, config).backward()
+            trainer.update(config.lr)
+            trainer.state.record_evaluation(1.0, 1.0)
+            trainer.state.save(Path(folder))
+            written = sum(path.stat().st_size for path in Path(folder).iterdir())
+        found[count_parameters(model)["parameters"]] = written
+    return grown("disk of a checkpoint", "parameters", found)
 
 
 def needed(name, shape, block):
@@ -85,16 +125,21 @@ def needed(name, shape, block):
 def draw(record):
     """The curves of a record on log-log axes, a panel a row, with its slope as the title."""
     figure_files.style()
-    figure, panels = plt.subplots(2, 2, figsize=(8.6, 6.6))
     grown = [found for found in record["rows"] if "axes" in found]
-    for found, panel in zip(grown, panels.flat, strict=True):
+    lines = math.ceil(len(grown) / 2)
+    figure, panels = plt.subplots(lines, 2, figsize=(8.6, 3.3 * lines), squeeze=False)
+    for panel in panels.flat[len(grown) :]:
+        panel.remove()
+    for found, panel in zip(grown, panels.flat, strict=False):
         unit = "B" if "bytes" in found else "s"
         points = found.get("bytes") or found["seconds"]
-        points = sorted((int(x), statistics.median(_several(y))) for x, y in points.items())
+        points = sorted((float(x), statistics.median(_several(y))) for x, y in points.items())
         panel.loglog(*zip(*points, strict=True), "o-", color="#0072B2")
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xticks([x for x, _ in points])
-        panel.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
+        panel.xaxis.set_major_formatter(
+            EngFormatter(places=0 if points[0][0] >= 1 else None, sep="")
+        )
         low, high = panel.get_ylim()
         panel.set_ylim(min(low, high / 20), max(high, low * 4))  # what hardly grows looks like it
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -118,16 +163,22 @@ def main(arguments=None):
     block, batches = (16, (1, 2)) if smoke else (128, (1, 2, 4, 8))
     sizes = (1000, 4000) if smoke else (10**6, 4 * 10**6, 16 * 10**6, 85 * 10**6)
     lengths = (8, 16) if smoke else (128, 256, 512, 1024)
+    vocabularies = (97, 194) if smoke else (2048, 8192, 32768, 131072)
     by_size = dict(stepper(shape, 2, block) for shape in shapes)
     rows = [growth("step", "parameters", by_size, turns)]
     del by_size
     by_tokens = {batch * block: stepper(shapes[1], batch, block)[1] for batch in batches}
     rows.append(growth("step", "tokens", by_tokens, turns))
+    by_vocabulary = {n: stepper((*shapes[1][:3], n), 2, block)[1] for n in vocabularies}
+    rows.append(growth("step", "vocabulary", by_vocabulary, turns))
+    by_kept = {kept: masked_stepper(shapes[1], 2, block, kept) for kept in (0.05, 0.2, 0.5, 1.0)}
+    rows.append(growth("masked step", "share of block weights kept", by_kept, turns))
     generator = torch.Generator().manual_seed(0)
     scored = {n: {"w": torch.rand(n, generator=generator)} for n in sizes}
     cuts = {n: (lambda tensors=tensors: make_masks(tensors, 0.9)) for n, tensors in scored.items()}
     rows.append(growth("threshold", "weights", cuts, turns))
     rows.append(memory(gpt2("tiny" if smoke else "124M", n_positions=lengths[-1]).config, lengths))
+    rows += [memory_by_parameters(shapes, block), disk_by_parameters(shapes, block)]
     for name, shape in {"tiny": SMOKE[1]}.items() if smoke else LARGE.items():
         rows += needed(name, shape, lengths[-1])
     return write("scaling", "how it grows", rows, smoke)

@@ -22,8 +22,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.distributed import device
 from prunegpt_utils.efficiency import time_in_turns
+from prunegpt_utils.forward import sparse_lookup
 from prunegpt_utils.losses import batch_loss
 from prunegpt_utils.runs import paths, records
+from prunegpt_utils.training import clip_gradients, keep_freed_memory
 
 SIZES = {  # name -> (layers, width, heads, vocabulary, tokens a window, windows a step)
     "tiny": (2, 32, 2, 97, 16, 2),
@@ -103,6 +105,28 @@ def in_new_process(act, *arguments, **environment):
         return process.submit(act, *arguments).result()
 
 
+def training_step(model, rows, config):
+    """A function that takes one step as `training.Trainer` does, and returns its loss.
+
+    Its arguments are a teacher and its cached hidden states, if it has them.
+    """
+    keep_freed_memory()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+    )
+
+    def step(*teaching):
+        with sparse_lookup(model):
+            loss = batch_loss(model, rows, config, *teaching)
+            loss.backward()
+        clip_gradients(model, config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    return step
+
+
 def train_steps(size, steps, precision="float32", backend=None):
     """(loss of the first of some training steps, seconds of each).
 
@@ -115,15 +139,11 @@ def train_steps(size, steps, precision="float32", backend=None):
     model, ids = gpt2(size).train(), random_ids(batch, block + 1, vocabulary=vocabulary)
     if backend:
         model.base_model.compile(dynamic=False, backend=backend)
-    optimizer, seconds, losses = torch.optim.AdamW(model.parameters()), [], []
+    step, seconds, losses = training_step(model, ids, config), [], []
     for _ in range(steps):
         begin = time.perf_counter()
-        loss = batch_loss(model, ids, config)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        losses.append(step())
         seconds.append(time.perf_counter() - begin)
-        losses.append(loss.item())
     return losses[0], seconds
 
 

@@ -1,18 +1,21 @@
 """What does a study take beside its training?
 
-The time to plan 10 to 1,000 runs, and of the studies whose records are published here, the seconds
-of all notebooks over those of their trainings. A record's seconds begin when its notebook knows its
-parameters: the start of the kernel is not among them.
+The time to plan 10 to 1,000 runs and to make a report of as many records, and of the studies whose
+records are published here, the seconds of all notebooks over those of their trainings. A record's
+seconds begin when its notebook knows its parameters: the start of the kernel is not among them.
 """
 
+import os
 import statistics
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import yaml
 
 from benchmarks.side_by_side import options, row, slope, write
 from prunegpt_utils.efficiency import time_in_turns
+from prunegpt_utils.report import html
 from prunegpt_utils.runs import expansion, paths, records
 
 
@@ -48,6 +51,23 @@ def planning(sizes, turns):
             paths.ROOT = before
 
 
+def reporter(runs):
+    """A study of so many records, written below the folder of runs, and the act that reports it."""
+    like = next(r for r in records.published("pydocs") if r["base_recipe"] == "gradual-distilled")
+    study = f"of-{runs}"
+    for seed in range(runs):
+        run = f"gradual-distilled-s90-seed{seed}"
+        record = like | {"study": study, "run": run, "seed": seed}
+        records.put(paths.study_folder(study) / "records" / f"{run}.json", record)
+    return lambda: html.build(study)
+
+
+def reporting(sizes, turns):
+    """{records: seconds of each turn}."""
+    with tempfile.TemporaryDirectory() as root, patch.dict(os.environ, PRUNEGPT_RUNS=root):
+        return time_in_turns({n: reporter(n) for n in sizes}, turns)
+
+
 def overhead(study):
     """(seconds of all notebooks, seconds of their trainings) of the published records."""
     found = [records.read(path) for path in sorted((paths.ROOT / "results" / study).glob("*.json"))]
@@ -61,12 +81,15 @@ def main(arguments=None):
     """Measure, print and write."""
     smoke, turns = options(__doc__, arguments)
     sizes = (10, 20) if smoke else (10, 30, 100, 300, 1000)
-    seconds = planning(sizes, turns)
-    middle = [statistics.median(seconds[n]) for n in sizes]
-    rows = [
-        row(f"plan {sizes[-1]:,} runs", "", "seconds", middle[-1], seconds=seconds),
-        row("time to plan against runs", "", "slope", slope(sizes, middle), "<= 1.1"),
-    ]
+    rows = []
+    for what, over, act in (("plan", "runs", planning), ("report", "records", reporting)):
+        seconds = act(sizes, turns)
+        middle = [statistics.median(seconds[n]) for n in sizes]
+        exponent = slope(sizes, middle)
+        rows += [
+            row(f"{what} {sizes[-1]:,} {over}", "", "seconds", middle[-1], seconds=seconds),
+            row(f"time to {what} against {over}", "", "slope", exponent, "<= 1.1"),
+        ]
     for folder in sorted((paths.ROOT / "results").iterdir()):
         whole, training = overhead(folder.name)
         if training:

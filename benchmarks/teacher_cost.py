@@ -9,7 +9,16 @@ import tempfile
 
 import torch
 
-from benchmarks.side_by_side import SIZES, gpt2, options, random_ids, ratio, row, write
+from benchmarks.side_by_side import (
+    SIZES,
+    gpt2,
+    options,
+    random_ids,
+    ratio,
+    row,
+    training_step,
+    write,
+)
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.distributed import choose_precision
 from prunegpt_utils.efficiency import time_in_turns
@@ -17,7 +26,6 @@ from prunegpt_utils.forward import lm_head, rounded_copy
 from prunegpt_utils.losses import batch_loss
 from prunegpt_utils.modeling import count_parameters, frozen_copy
 from prunegpt_utils.teacher_cache import cached_hidden_states
-from prunegpt_utils.training import keep_freed_memory
 
 TOLERANCE = {"float32": 1e-5, "bf16": 1e-2}  # of loss and gradients, relative to the largest
 CACHED = {"2M": "<= 1.08", "124M": "<= 1.15"}  # goals: softmaxes over 50,257 tokens cost more
@@ -44,20 +52,13 @@ def measure(size, turns, goals):
     *_, vocabulary, block, batch = SIZES[size]
     precision = choose_precision()
     rows = random_ids(batch, block + 1, vocabulary=vocabulary)
-    keep_freed_memory()  # this, and rounding the teacher once, is what `train` does
     model, teacher = gpt2(size).train(), frozen_copy(gpt2(size, initializer_range=0.05))
     config = TrainConfig(1, 1e-4, batch=batch, precision=precision, alpha=0.67, temperature=2.0)
     with tempfile.TemporaryDirectory() as folder:
         cached = cached_hidden_states(teacher, rows, folder, precision).clone()
-    teacher = rounded_copy(teacher, precision)
+    teacher = rounded_copy(teacher, precision)  # as `train` has it read
     gap = check(model, rows, config, teacher, cached)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
-
-    def step(*teaching):
-        batch_loss(model, rows, config, *teaching).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
+    step = training_step(model, rows, config)
     acts = {"without": step, "live": lambda: step(teacher), "cached": lambda: step(teacher, cached)}
     seconds = time_in_turns(acts, turns)
     tokens, head = batch * block, lm_head(model).numel()

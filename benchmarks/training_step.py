@@ -2,8 +2,8 @@
 
 Same model, text, order and optimizer, timed by the same hook, from one forward pass to the next;
 without a teacher, and with one whose logits Trainer's loss compares with all of its own. Each turn
-has a process of its own: what a training asks of the memory allocator holds for all of a process,
-and would serve Trainer too.
+has a process of its own: what a training asks of the memory allocator, and of torch for its large
+pages, holds for all of a process, and would serve Trainer too.
 """
 
 import itertools
@@ -155,7 +155,8 @@ def measure(size, case, turns, **taught):
     for _ in range(turns):
         for name, (arm, *bf16) in arms.items():
             # one that waits for its turn may find its memory taken: each turn has a new one
-            found = in_new_process(arm, size, text, config, *bf16)
+            large_pages = {} if arm is ours else {"THP_MEM_ALLOC_ENABLE": "0"}  # torch's default
+            found = in_new_process(arm, size, text, config, *bf16, **large_pages)
             seconds[name] += found[1][2:]  # two steps warm up: the first makes Adam's moments
         seconds["limit"] += time_in_turns({"limit": limit}, 1)["limit"]
     kind = "step with a teacher, live" if taught else "step"

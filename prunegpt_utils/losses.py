@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -114,9 +115,15 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx, grad):
         """Scale what forward stored, in place: a second backward is not to be had."""
         parts = ctx.saved_tensors
-        if grad.device.type != "cpu" or grad != 1:  # 1 unless a step has several micro-batches
+        if not _is_one(grad):  # of a step without micro-batches it is
             parts = tuple(part.mul_(grad) for part in parts)
         return *parts, None, None, None, None
+
+
+def _is_one(grad):
+    """Whether a gradient is known to be 1, without waiting for a device to say so."""
+    known = grad.device.type == "cpu" and not isinstance(grad, FakeTensor)
+    return known and float(grad) == 1
 
 
 def _chunk_gradients(hidden, matrix, labels, teacher, options, scale):

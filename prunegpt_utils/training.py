@@ -184,7 +184,7 @@ class Trainer:
 
     def update(self, lr: float) -> None:
         """One step of the optimizer, between the pruner's hooks."""
-        _clip_gradients(self.model, self.config.max_grad_norm)
+        clip_gradients(self.model, self.config.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.pruner.before_optimizer(self.state.step)
@@ -244,8 +244,11 @@ class _Objective(torch.nn.Module):
         return batch_loss(self.model, rows, self.config, self.teacher[0], teacher_hidden_states)
 
 
-def _clip_gradients(model, most):
-    """As `clip_grad_norm_`, which passes over all gradients once more to multiply them by 1."""
+def clip_gradients(model: PreTrainedModel, most: float) -> None:
+    """Scale all gradients so that their norm is at most `most`, as `clip_grad_norm_` does.
+
+    That passes over them once more where their norm is smaller, to multiply them by 1.
+    """
     weights = [weight for weight in model.parameters() if weight.grad is not None]
     norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights])
     if not norm + 1e-6 <= most:  # which also holds for what is no number

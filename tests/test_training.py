@@ -245,7 +245,7 @@ def test_gradients_are_clipped_as_torch_clips_them(size):
     models = [torch.nn.Linear(3, 5), torch.nn.Linear(3, 5)]
     for model in models:
         model.weight.grad = torch.full((5, 3), size / 15**0.5)  # of this norm; the bias has none
-    training._clip_gradients(models[0], 1.0)
+    training.clip_gradients(models[0], 1.0)
     torch.nn.utils.clip_grad_norm_(models[1].parameters(), 1.0)
     ours, theirs = (model.weight.grad for model in models)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
