@@ -73,8 +73,9 @@ def sparse_lookup(model: PreTrainedModel) -> Iterator[None]:
     where passes over memory are dear; elsewhere, and of other models, nothing is changed.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    weight = embedding.weight
-    if weight.device.type != "cpu" or head is None or head.weight is not weight:
+    weight, tied = embedding.weight, head is not None and head.weight is embedding.weight
+    compiled = model.base_model._compiled_call_impl  # another parameter would be compiled anew
+    if weight.device.type != "cpu" or not tied or compiled:
         yield
         return
     rows = torch.nn.Parameter(weight.detach())

@@ -280,6 +280,10 @@ def test_a_lookup_of_few_rows_makes_no_gradient_of_the_whole_embedding(ids):
         assert embedding.weight.grad.is_sparse
         assert embedding.weight.data_ptr() == model.lm_head.weight.data_ptr()
     assert embedding.weight is model.lm_head.weight and not embedding.sparse
+    model.base_model.compile(backend="eager")
+    with forward.sparse_lookup(model):
+        assert embedding.weight is model.lm_head.weight, "would be compiled anew at every step"
+    model.base_model._compiled_call_impl = None
     with pytest.raises(ZeroDivisionError), forward.sparse_lookup(model):
         1 / 0  # noqa: B018
     assert embedding.weight is model.lm_head.weight and not embedding.sparse
