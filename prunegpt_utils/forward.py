@@ -73,7 +73,7 @@ def sparse_lookup(model: PreTrainedModel) -> Iterator[None]:
     where passes over memory are dear; elsewhere, and of other models, nothing is changed.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    weight, tied = embedding.weight, head is not None and head.weight is embedding.weight
+    weight, tied = embedding.weight, getattr(head, "weight", None) is embedding.weight
     compiled = model.base_model._compiled_call_impl  # another parameter would be compiled anew
     if weight.device.type != "cpu" or not tied or compiled:
         yield
@@ -84,7 +84,9 @@ def sparse_lookup(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         embedding.weight, embedding.sparse = weight, False
-    if rows.grad is not None:
+    if rows.grad is not None and not rows.grad.is_sparse:  # of a lookup of the model's own
+        weight.grad.add_(rows.grad)
+    elif rows.grad is not None:
         tokens, place = rows.grad._indices()[0].unique(return_inverse=True)
         # what repeats is summed first, in the order that the dense gradient has
         sums = torch.ops.aten.embedding_dense_backward(

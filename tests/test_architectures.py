@@ -1,5 +1,6 @@
 """Every architecture that the README names, tiny and random: right numbers, or one line."""
 
+import contextlib
 import json
 
 import pytest
@@ -22,7 +23,7 @@ from prunegpt_utils import (
 )
 from prunegpt_utils.config import TrainConfig
 from prunegpt_utils.errors import ParameterError
-from prunegpt_utils.forward import last_hidden_states, lm_head, rounded_copy
+from prunegpt_utils.forward import last_hidden_states, lm_head, rounded_copy, sparse_lookup
 from prunegpt_utils.protocols import rolling_windows
 from prunegpt_utils.schedules import PruningSchedule
 from prunegpt_utils.teacher_cache import cached_hidden_states
@@ -139,6 +140,21 @@ def test_a_teacher_whose_matrices_are_rounded_once_teaches_the_same(architecture
     assert {w.dtype for w in teacher.parameters()} == {torch.float32}, "the teacher itself changed"
     if name in ("GPT-2", "Llama"):
         assert rounded is not teacher, f"{name}: nothing was rounded"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_lookup_of_few_rows_has_the_same_gradients(architecture, precision):
+    name, model, _, ids = architecture
+    config, found = TrainConfig(1, 1e-3, precision=precision), []
+    for lookup in (sparse_lookup, contextlib.nullcontext):
+        student = copy_of(model)
+        with lookup(student):
+            losses.batch_loss(student, ids % 5, config).backward()
+        found.append(dict(student.named_parameters()))
+    for key, parameter in found[0].items():
+        theirs = found[1][key].grad
+        same = parameter.grad is theirs is None or torch.equal(parameter.grad, theirs)
+        assert same, f"{name}: {key}"
 
 
 def test_perplexity_is_that_of_the_models_own_logits(architecture):
