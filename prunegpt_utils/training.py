@@ -156,13 +156,9 @@ class Trainer:
     def _accumulate_gradients(self, cached):
         """Mean loss of all micro-batches of a step, over all processes; gradients are added up."""
         accelerator, count, loss = self.accelerator, self.config.gradient_accumulation_steps, 0.0
-        # sums of several gradients stay in autograd's order
-        lookup = (
-            sparse_lookup if count == accelerator.num_processes == 1 else contextlib.nullcontext
-        )
-        for rows, last in self._micro_batches():
+        lookup = _lookup(count * accelerator.num_processes)
+        for rows, apart in self._micro_batches():
             hidden = None if cached is None else cached(rows)
-            apart = contextlib.nullcontext if last else accelerator.no_sync
             with apart(self.wrapped_model), lookup(self.model):
                 part = self.wrapped_model(self.windows[rows], hidden) / count
                 part.backward()
@@ -173,14 +169,15 @@ class Trainer:
             raise FloatingPointError(f"loss: {loss} at step {step}; {kept}")
         return loss
 
-    def _micro_batches(self) -> Iterator[tuple[list[int], bool]]:
-        """(windows of this process, whether it is the last) of each micro-batch of the step."""
+    def _micro_batches(self) -> Iterator[tuple[list[int], Callable]]:
+        """(windows of this process, context in which to read them) of each of the step."""
         config, accelerator = self.config, self.accelerator
         share = slice(accelerator.process_index, None, accelerator.num_processes)
         for micro in range(config.gradient_accumulation_steps):
             index = self.state.step * config.gradient_accumulation_steps + micro
             rows = batch_indices(len(self.windows), config.batch, index, config.seed)[share]
-            yield rows, micro == config.gradient_accumulation_steps - 1
+            last = micro == config.gradient_accumulation_steps - 1
+            yield rows, contextlib.nullcontext if last else accelerator.no_sync
 
     def update(self, lr: float) -> None:
         """One step of the optimizer, between the pruner's hooks."""
@@ -201,10 +198,9 @@ class Trainer:
         self.pruner.before_step(self.state.step)
         tokens = self.state.step * self.config.windows_per_step * self.block_size
         teacher = self.teacher if self.config.alpha else None
-        windows = len(_windows_read(self.windows, self.config))
-        read_once = windows * self.block_size if cached else None
+        read = len(_windows_read(self.windows, self.config)) * self.block_size if cached else None
         with_head = self.config.kd_loss != "hidden_mse"
-        cost = training_flops(self.model, tokens, self.block_size, teacher, read_once, with_head)
+        cost = training_flops(self.model, tokens, self.block_size, teacher, read, with_head)
         place = {"device": device_name(), "processor": processor_name()}
         made_by = {"run": label, "torch": torch.__version__, **place}
         self._on_main_process(self.state.finish, self.folder, identity, tokens, cost, made_by)
@@ -242,6 +238,11 @@ class _Objective(torch.nn.Module):
 
     def forward(self, rows, teacher_hidden_states):
         return batch_loss(self.model, rows, self.config, self.teacher[0], teacher_hidden_states)
+
+
+def _lookup(parts):
+    """How a batch of as many parts looks up its tokens; sums of several keep autograd's order."""
+    return sparse_lookup if parts == 1 else contextlib.nullcontext
 
 
 def clip_gradients(model: PreTrainedModel, most: float) -> None:
