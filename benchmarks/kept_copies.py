@@ -11,21 +11,11 @@ import contextlib
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from benchmarks.side_by_side import (
-    SIZES,
-    gpt2,
-    options,
-    random_ids,
-    ratio,
-    row,
-    training_step,
-    write,
-)
-from prunegpt_utils.config import TrainConfig
-from prunegpt_utils.distributed import choose_precision
+from benchmarks.side_by_side import SIZES, batch_of, gpt2, options, ratio, row, training_step, write
 from prunegpt_utils.efficiency import time_in_turns
 from prunegpt_utils.forward import lm_head, sparse_lookup, training_attention
 from prunegpt_utils.losses import batch_loss
+from prunegpt_utils.training import make_optimizer
 
 AT_ONCE = 1 << 22  # gradients converted before the optimizer takes them: some that fit a cache
 
@@ -83,9 +73,7 @@ class KeptCopies:
 
 def with_copies(model, rows, config):
     """`side_by_side.training_step` with kept copies."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True
-    )
+    optimizer = make_optimizer(model, config)
     kept = KeptCopies(model, torch.bfloat16 if config.precision == "bf16" else torch.float32)
 
     def step():
@@ -108,9 +96,9 @@ def with_copies(model, rows, config):
 
 def measure(size, turns):
     """The row of one size."""
-    *_, vocabulary, block, batch = SIZES[size]
-    config = TrainConfig(1, 1e-4, batch=batch, precision=choose_precision())
-    rows, models = random_ids(batch, block + 1, vocabulary=vocabulary), [gpt2(size), gpt2(size)]
+    *shape, block, batch = SIZES[size]
+    config, rows = batch_of(shape[-1], block, batch)
+    models = [gpt2(size), gpt2(size)]
     acts = {
         "converted": training_step(models[0].train(), rows, config),
         "kept": with_copies(models[1].train(), rows, config),

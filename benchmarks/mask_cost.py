@@ -9,18 +9,7 @@ import copy
 import torch
 from torch.nn.utils import prune as torch_prune
 
-from benchmarks.side_by_side import (
-    SIZES,
-    gpt2,
-    options,
-    random_ids,
-    ratio,
-    row,
-    training_step,
-    write,
-)
-from prunegpt_utils.config import TrainConfig
-from prunegpt_utils.distributed import choose_precision
+from benchmarks.side_by_side import SIZES, batch_of, gpt2, options, ratio, row, training_step, write
 from prunegpt_utils.efficiency import time_in_turns
 from prunegpt_utils.masks import apply_masks, prune
 from prunegpt_utils.modeling import prunable_layers, prunable_weights
@@ -65,9 +54,7 @@ def check(dense, masks, rows, config):
 
 def measure(size, turns, goals):
     """Rows of one size."""
-    *_, vocabulary, block, batch = SIZES[size]
-    config = TrainConfig(1, 1e-4, batch=batch, precision=choose_precision())
-    rows = random_ids(batch, block + 1, vocabulary=vocabulary)
+    config, rows = batch_of(*SIZES[size][3:])
     dense = gpt2(size).train()
     masks = prune(dense, "magnitude", 0.9, "global")
     gap = check(dense, masks, rows, config)

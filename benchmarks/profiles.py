@@ -10,9 +10,7 @@ import tempfile
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.side_by_side import SIZES, gpt2, options, random_ids, row, training_step, write
-from prunegpt_utils.config import TrainConfig
-from prunegpt_utils.distributed import choose_precision
+from benchmarks.side_by_side import SIZES, batch_of, gpt2, options, row, training_step, write
 from prunegpt_utils.evaluation import token_nll
 from prunegpt_utils.forward import rounded_copy
 from prunegpt_utils.modeling import frozen_copy
@@ -53,17 +51,14 @@ def seconds_by_kind(act, repeats):
 
 def acts(size, folder):
     """{what: act}: a step without a teacher, with a live or cached one, and a perplexity."""
-    *_, vocabulary, block, batch = SIZES[size]
-    precision = choose_precision()
-    rows = random_ids(batch, block + 1, vocabulary=vocabulary)
+    plain, rows = batch_of(*SIZES[size][3:])
+    distilled, _ = batch_of(*SIZES[size][3:], alpha=0.67, temperature=2.0)
     model, teacher = gpt2(size).train(), frozen_copy(gpt2(size, initializer_range=0.05))
-    cached = cached_hidden_states(teacher, rows, folder, precision).clone()
-    teacher = rounded_copy(teacher, precision)  # as `train` has it read
-    plain = TrainConfig(1, 1e-4, batch=batch, precision=precision)
-    distilled = TrainConfig(1, 1e-4, batch=batch, precision=precision, alpha=0.67, temperature=2.0)
+    cached = cached_hidden_states(teacher, rows, folder, plain.precision).clone()
+    teacher = rounded_copy(teacher, plain.precision)  # as `train` has it read
     step, taught = (training_step(model, rows, config) for config in (plain, distilled))
     text = rows.flatten()
-    spans = rolling_windows(len(text), block, block)
+    spans = rolling_windows(len(text), SIZES[size][4], SIZES[size][4])
     return {
         f"step, {size}": step,
         f"step, {size}, a teacher reads along": lambda: taught(teacher),

@@ -17,9 +17,9 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from transformers import GPT2Config
 
 from benchmarks import mask_cost
-from benchmarks.side_by_side import gpt2, options, random_ids, row, slope, training_step, write
+from benchmarks.side_by_side import batch_of, gpt2, options, row, slope, training_step, write
 from prunegpt_utils.config import TrainConfig
-from prunegpt_utils.distributed import choose_precision, make_accelerator
+from prunegpt_utils.distributed import make_accelerator
 from prunegpt_utils.efficiency import predicted_memory, time_in_turns, tracked_memory
 from prunegpt_utils.losses import batch_loss
 from prunegpt_utils.masks import make_masks, prune
@@ -43,8 +43,7 @@ def settings(shape):
 def stepper(shape, batch, block):
     """(parameters of a model, a training step of it)."""
     model = gpt2("tiny", n_positions=block, **settings(shape)).train()
-    rows = random_ids(batch, block + 1, vocabulary=shape[-1])
-    config = TrainConfig(1, 1e-4, batch=batch, precision=choose_precision())
+    config, rows = batch_of(shape[-1], block, batch)
     return count_parameters(model)["parameters"], training_step(model, rows, config)
 
 
@@ -52,8 +51,7 @@ def masked_stepper(shape, batch, block, kept):
     """A training step under masks that keep this share of the block weights."""
     model = gpt2("tiny", n_positions=block, **settings(shape)).train()
     masks = prune(model, "magnitude", 1 - kept, "global")
-    rows = random_ids(batch, block + 1, vocabulary=shape[-1])
-    config = TrainConfig(1, 1e-4, batch=batch, precision=choose_precision())
+    config, rows = batch_of(shape[-1], block, batch)
     return mask_cost.stepper(model, rows, config, masks)
 
 
@@ -93,11 +91,10 @@ def memory_by_parameters(shapes, block):
 
 def disk_by_parameters(shapes, block):
     """Row of the slope of a checkpoint's size over the parameters: weights, best ones, moments."""
-    config, found = TrainConfig(1, 1e-4, batch=2), {}
-    accelerator = make_accelerator(config.batch, True)
+    accelerator, found = make_accelerator(2, True), {}
     for shape in shapes:
         model = gpt2("tiny", n_positions=block, **settings(shape)).train()
-        rows = random_ids(2, block + 1, vocabulary=shape[-1])
+        config, rows = batch_of(shape[-1], block, 2)
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(model, rows, config, None, accelerator, Path(folder))
             batch_loss(model, rows, config).backward()

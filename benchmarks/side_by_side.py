@@ -20,12 +20,12 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from prunegpt_utils.config import TrainConfig
-from prunegpt_utils.distributed import device
+from prunegpt_utils.distributed import choose_precision, device
 from prunegpt_utils.efficiency import time_in_turns
 from prunegpt_utils.forward import sparse_lookup
 from prunegpt_utils.losses import batch_loss
 from prunegpt_utils.runs import paths, records
-from prunegpt_utils.training import clip_gradients, keep_freed_memory
+from prunegpt_utils.training import clip_gradients, keep_freed_memory, make_optimizer
 
 SIZES = {  # name -> (layers, width, heads, vocabulary, tokens a window, windows a step)
     "tiny": (2, 32, 2, 97, 16, 2),
@@ -105,15 +105,19 @@ def in_new_process(act, *arguments, **environment):
         return process.submit(act, *arguments).result()
 
 
+def batch_of(vocabulary, block, batch, **options):
+    """(configuration of a step, windows that it reads), see `SIZES`; options of `TrainConfig`."""
+    config = TrainConfig(1, 1e-4, batch=batch, **{"precision": choose_precision()} | options)
+    return config, random_ids(batch, block + 1, vocabulary=vocabulary)
+
+
 def training_step(model, rows, config):
     """A function that takes one step as `training.Trainer` does, and returns its loss.
 
     Its arguments are a teacher and its cached hidden states, if it has them.
     """
     keep_freed_memory()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True
-    )
+    optimizer = make_optimizer(model, config)
 
     def step(*teaching):
         with sparse_lookup(model):
@@ -134,12 +138,11 @@ def train_steps(size, steps, precision="float32", backend=None):
         size: key of `SIZES`.  precision: float32 or bf16.
         backend: of `torch.compile`, which is given the blocks; None leaves them as they are.
     """
-    *_, vocabulary, block, batch = SIZES[size]
-    config = TrainConfig(1, 1e-4, batch=batch, precision=precision)
-    model, ids = gpt2(size).train(), random_ids(batch, block + 1, vocabulary=vocabulary)
+    config, rows = batch_of(*SIZES[size][3:], precision=precision)
+    model = gpt2(size).train()
     if backend:
         model.base_model.compile(dynamic=False, backend=backend)
-    step, seconds, losses = training_step(model, ids, config), [], []
+    step, seconds, losses = training_step(model, rows, config), [], []
     for _ in range(steps):
         begin = time.perf_counter()
         losses.append(step())

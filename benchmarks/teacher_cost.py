@@ -9,18 +9,7 @@ import tempfile
 
 import torch
 
-from benchmarks.side_by_side import (
-    SIZES,
-    gpt2,
-    options,
-    random_ids,
-    ratio,
-    row,
-    training_step,
-    write,
-)
-from prunegpt_utils.config import TrainConfig
-from prunegpt_utils.distributed import choose_precision
+from benchmarks.side_by_side import SIZES, batch_of, gpt2, options, ratio, row, training_step, write
 from prunegpt_utils.efficiency import time_in_turns
 from prunegpt_utils.forward import lm_head, rounded_copy
 from prunegpt_utils.losses import batch_loss
@@ -49,11 +38,10 @@ def check(model, rows, config, teacher, cached):
 
 def measure(size, turns, goals):
     """Rows of one size."""
-    *_, vocabulary, block, batch = SIZES[size]
-    precision = choose_precision()
-    rows = random_ids(batch, block + 1, vocabulary=vocabulary)
+    *_, block, batch = SIZES[size]
+    config, rows = batch_of(*SIZES[size][3:], alpha=0.67, temperature=2.0)
+    precision = config.precision
     model, teacher = gpt2(size).train(), frozen_copy(gpt2(size, initializer_range=0.05))
-    config = TrainConfig(1, 1e-4, batch=batch, precision=precision, alpha=0.67, temperature=2.0)
     with tempfile.TemporaryDirectory() as folder:
         cached = cached_hidden_states(teacher, rows, folder, precision).clone()
     teacher = rounded_copy(teacher, precision)  # as `train` has it read

@@ -119,7 +119,7 @@ class Trainer:
         self.accelerator, self.block_size = accelerator, windows.shape[1] - 1
         self.teacher, reader = teacher, teacher and rounded_copy(teacher, config.precision)
         self.wrapped_model = accelerator.prepare(_Objective(model, config, reader))
-        self.optimizer = _optimizer(model, config)
+        self.optimizer = make_optimizer(model, config)
         batches = calibration_batches(windows, config.batch, config.seed)
         loss = functools.partial(batch_loss, model, config=config, teacher=reader)
         self.pruner = Pruner(model, config, self.optimizer, batches, loss)
@@ -256,7 +256,7 @@ def clip_gradients(model: PreTrainedModel, most: float) -> None:
         torch.nn.utils.clip_grads_with_norm_(weights, most, norm)
 
 
-def _optimizer(model, config):
+def make_optimizer(model: PreTrainedModel, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW, without decay of what is yet to be pruned: it would be pruned for its decay alone."""
     model.zero_grad(set_to_none=True)  # of what somebody did before
     cuts = config.pruning and not config.pruning.done_at_once(config.steps)
@@ -277,7 +277,7 @@ def steps_within(
     arguments are those of `train`.
     """
     trial, seconds = copy.deepcopy(model).train(), []
-    optimizer = torch.optim.AdamW(trial.parameters(), lr=config.lr, fused=True)
+    optimizer = make_optimizer(trial, config)
     keep_freed_memory()
     with training_attention(trial, windows.shape[1] - 1):
         for index in range(trials):

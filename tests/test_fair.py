@@ -21,7 +21,7 @@ from prunegpt_utils.modeling import prunable_weights
 from prunegpt_utils.report.frames import stored_bytes
 from prunegpt_utils.runs import costs, execution, expansion, records
 from prunegpt_utils.schedules import PruningSchedule
-from prunegpt_utils.training import _optimizer
+from prunegpt_utils.training import make_optimizer
 
 PRETRAINING = {
     "packages": "seaborn papermill",
@@ -238,7 +238,7 @@ def test_documentation_is_collected_once_for_the_same_packages(tmp_path, monkeyp
 def decayed(**schedule):
     """Names of the block matrices that the optimizer decays."""
     model, config = tiny_gpt2(), TrainConfig(10, 0.1, pruning=PruningSchedule(0.5, **schedule))
-    group = {id(weight) for weight in _optimizer(model, config).param_groups[0]["params"]}
+    group = {id(weight) for weight in make_optimizer(model, config).param_groups[0]["params"]}
     return {name for name, weight in prunable_weights(model).items() if id(weight) in group}
 
 

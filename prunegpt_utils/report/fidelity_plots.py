@@ -50,7 +50,7 @@ def fidelity_by_sparsity(table: pd.DataFrame) -> Figure | None:
             axes.axhline(level, color=INK, linestyle=dashes, lw=1.2, zorder=1)
         words, box = "two dense models of different seeds", {"fc": "white", "ec": "none", "pad": 1}
         left.text(0.01, floor.kl * 1.06, words, fontsize=9.5, bbox=box)
-    right.set_ylim(0, None)
+    right.set_ylim(0, 1.25 * right.get_ylim()[1])  # room for the legend
     legend(left, fontsize=9.5, loc="upper left", bbox_to_anchor=(0.0, 0.97))
     kinds = {"-": "right in the dense model, wrong here", ":": "wrong there, right here"}
     handles = [Line2D([], [], color=INK, ls=dashes, label=name) for dashes, name in kinds.items()]
